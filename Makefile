@@ -1,0 +1,95 @@
+# Every target installs what it needs: the first call takes minutes, the next none.
+#   DATA=real|embedded|auto   PROFILE=quick|full   ARGS="any further flags"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PY := .venv/bin/python
+STAMP := .venv/installed
+RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
+FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup recipes $(RECIPES) notebooks test lint bench site lock clean
+
+help:  ## Show this list
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@echo 'DATA=real|embedded|auto, PROFILE=quick|full and ARGS="..." pass through.'
+
+setup: $(STAMP)  ## Install everything into .venv (about 8 GB)
+
+# uv comes from the lock too, so that every package is checked against a hash.
+define SETUP
+say() { echo "setup: $$*" >&2; }
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {
+    say 'Python 3.11 is needed, and neither python3.11 nor python3 is one; install it, or say PYTHON=/path/to/python3.11'; exit 1; }
+free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }')
+[ -d .venv ] || [ "$$free" -ge 9 ] || { say "9 GB of disk are needed here, $$free GB are free"; exit 1; }
+say 'installing into .venv; the first time this takes a few minutes'
+log=$$(mktemp) || { say 'the disk is full: no temporary file can be written'; exit 1; }
+trap 'rm -f "$$log"' EXIT
+(   set -e
+    [ -x $(PY) ] || $(PYTHON) -m venv .venv
+    awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock >.venv/uv.txt
+    [ -x .venv/bin/uv ] || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt
+    .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+    .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+    touch $(STAMP)
+) >"$$log" 2>&1 && exit 0
+if grep -qiE 'no space left|os error 28' "$$log"; then say 'the disk is full: 9 GB are needed'
+elif grep -qiE 'dns error|resolve|connect|timed out|from versions: none|unreachable' "$$log"; then
+    say 'the package registry cannot be reached; check the network (or UV_DEFAULT_INDEX and PIP_INDEX_URL) and try again'
+else say "failed: $$(tail -n 3 "$$log" | tr '\n' ' ')"; fi
+exit 1
+endef
+export SETUP
+
+$(STAMP): requirements.lock pyproject.toml
+	@sh -c "$$SETUP"
+
+recipes: setup  ## Run all recipes, quick
+	@status=0; for recipe in $(RECIPES); do \
+	    $(MAKE) --no-print-directory --silent $$recipe OPTIONAL=yes || status=1; done; exit $$status
+
+recipe-1: MODULE = federated_averaging
+recipe-1:  ## Federated averaging
+recipe-2: MODULE = secret_sharing
+recipe-2:  ## Secret-sharing calculator
+recipe-3: MODULE = private_prediction
+recipe-3:  ## Private prediction
+recipe-4: MODULE = adversarial_robustness
+recipe-4:  ## Adversarial robustness
+recipe-5: MODULE = dp_sgd
+recipe-5:  ## DP-SGD
+recipe-6: MODULE = membership_inference
+recipe-6:  ## Membership inference
+
+$(RECIPES): setup
+	@if [ -e recipes/$(MODULE).py ] || [ -d recipes/$(MODULE) ]; then $(PY) -m recipes.$(MODULE) $(FLAGS); \
+	else echo "$@ ($(MODULE)) is not built yet" >&2; [ -n "$(OPTIONAL)" ]; fi
+
+recipe-%:
+	@echo "There is no $@; there are $(RECIPES)" >&2; exit 2
+
+notebooks: setup  ## Build the notebooks, on real data if it can be had
+	@$(PY) notebooks/build.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+test: setup  ## Run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup  ## Check style
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+bench: setup  ## Run each recipe beside its peers
+	@for file in benchmarks/*.py; do $(PY) "$$file" || exit 1; done
+
+site: setup  ## Render the notebooks into site/
+	@$(PY) -m jupyter nbconvert --log-level ERROR --to html --output-dir site notebooks/*.ipynb
+
+lock: setup  ## Resolve requirements.lock anew (ARGS=--upgrade for newer versions)
+	@env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL .venv/bin/uv pip compile pyproject.toml \
+	    --quiet --all-extras --override overrides.txt --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock $(ARGS)
+
+clean:  ## Remove everything that make made
+	@rm -rf .venv site build dist .pytest_cache .ruff_cache .hypothesis
+	@find recipes tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Six recipes for secure and private machine learning, each of which attacks its own claim."""

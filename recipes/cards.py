@@ -1,0 +1,226 @@
+"""Result cards: what a recipe measured, with what, and how it compares; and the README's table.
+
+A card, `models/<recipe>.json`, is written by the recipe itself (`python -m recipes.NAME --card`)
+on real data. For every experiment it holds the config, the data's digest, the seeds, each metric's
+mean and standard deviation over the seeds, and wall and CPU seconds; and the environment, once.
+The table in README.md is made from the cards: `python -m recipes.cards` rewrites it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes import data
+from recipes.files import shipped, written_whole
+
+BEGIN, END = "<!-- results: written by `python -m recipes.cards` -->", "<!-- end of results -->"
+# reported with their versions where a run has imported them
+_PACKAGES = (
+    *("numpy", "tensorflow", "tensorflow_federated", "tensorflow_privacy", "torch", "torchvision"),
+    *("syft", "foolbox", "cleverhans", "opacus", "dp_accounting", "kymatio", "safetensors"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One line of a card: a config, the seeds it is run with, and what is compared with whom."""
+
+    name: str
+    config: Any
+    metric: str
+    """The metric that the README shows, a key of `Plan.metrics`."""
+    seeds: Sequence[int] = (0,)
+    source: str = ""
+    """The source article's figure for that metric."""
+    published: str = ""
+    """The best figure published elsewhere, with its source."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a recipe's card is made of."""
+
+    recipe: str
+    number: int
+    question: str
+    dataset: data.Name
+    experiments: Sequence[Experiment]
+    metrics: Callable[[Any], Mapping[str, float]]
+    """Result -> its plain figures."""
+
+
+class Stopwatch:
+    """Wall and CPU seconds of a `with` block, children that have ended included."""
+
+    wall: float
+    cpu: float
+
+    def __enter__(self) -> Stopwatch:
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = _cpu_seconds() - self._cpu
+
+
+def _cpu_seconds() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def environment() -> dict[str, str]:
+    """Python, processor and the versions of the packages that are in use."""
+    versions = {
+        name: importlib.metadata.version(name.replace("_", "-")) for name in _PACKAGES if name in sys.modules
+    }
+    return {"python": platform.python_version(), "processor": _processor(), **versions}
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.machine()
+
+
+def run_record(config: Any, result: Any, watch: Stopwatch) -> dict[str, Any]:
+    """What `--json` writes: one run's config, result, environment and wall seconds."""
+    return {
+        "config": _plain(config),
+        "result": _plain(result),
+        "environment": environment(),
+        "seconds": round(watch.wall, 3),
+    }
+
+
+def _plain(instance: Any) -> dict[str, Any]:
+    """A dataclass's fields as JSON values; arrays stay out, they belong in a safetensors file."""
+    fields = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+    return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
+    """Run a plan's experiments and write its card; the data must be real.
+
+    Raises:
+        DatasetUnavailable: the real data cannot be had.
+    """
+    dataset = data.load(plan.dataset, "real")
+    source = {"name": dataset.name, "source": dataset.source, "digest": dataset.digest()}
+    card = {
+        "recipe": plan.recipe,
+        "number": plan.number,
+        "question": plan.question,
+        "command": f"make recipe-{plan.number}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "data": source,
+        "experiments": [_measure(experiment, plan, run) for experiment in plan.experiments],
+        "environment": environment(),
+    }
+    path = shipped("models", f"{plan.recipe}.json")
+    write_json(path, card)
+    return path
+
+
+def _measure(experiment: Experiment, plan: Plan, run: Callable[[Any], Any]) -> dict[str, Any]:
+    figures = []
+    with Stopwatch() as watch:
+        for seed in experiment.seeds:
+            print(f"{experiment.name}, seed {seed}", file=sys.stderr)
+            config = dataclasses.replace(experiment.config, data="real", seed=seed)
+            figures.append(plan.metrics(run(config)))
+    return {
+        "name": experiment.name,
+        "config": _plain(dataclasses.replace(experiment.config, data="real")),
+        "seeds": list(experiment.seeds),
+        "metric": experiment.metric,
+        "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
+        "source": experiment.source,
+        "published": experiment.published,
+        "wall_seconds": round(watch.wall, 2),
+        "cpu_seconds": round(watch.cpu, 2),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample standard deviation (0 for a single value)."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
+
+
+def read() -> list[dict[str, Any]]:
+    """All cards, in the order of the recipes."""
+    cards = [json.loads(path.read_text("utf-8")) for path in shipped("models").glob("*.json")]
+    return sorted(cards, key=lambda card: card["number"])
+
+
+def table() -> str:
+    """The README's results table, in Markdown."""
+    rows = ["| recipe | experiment | measured here | source article | elsewhere | time |"]
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    for card in read():
+        for experiment in card["experiments"]:
+            spread, runs = experiment["metrics"][experiment["metric"]], len(experiment["seeds"])
+            figure = f"{experiment['metric'].replace('_', ' ')} **{spread['mean']:.6g}**"
+            if runs > 1:
+                figure = f"{figure} ± {spread['std']:.2g} ({runs} seeds)"
+            seconds = experiment["wall_seconds"] / runs
+            cells = [
+                f"{card['number']}. {card['question']} `{card['command']}`",
+                experiment["name"],
+                figure,
+                experiment["source"],
+                experiment["published"],
+                f"{seconds:.2g} s",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def readme_with_table(text: str) -> str:
+    """The README's text with the table between its two marks made anew.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    if not text.count(BEGIN) == text.count(END) == 1:
+        raise ValueError(f"README.md must hold these two lines once each: {BEGIN} and {END}")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Rewrite the results table of README.md from the cards."""
+    readme = Path(__file__).parent.parent / "README.md"
+    with written_whole(readme) as temporary:
+        temporary.write_text(readme_with_table(readme.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
