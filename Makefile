@@ -26,14 +26,13 @@ free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }')
 say 'installing into .venv; the first time this takes a few minutes'
 log=$$(mktemp) || { say 'the disk is full: no temporary file can be written'; exit 1; }
 trap 'rm -f "$$log"' EXIT
-(   set -e
-    [ -x $(PY) ] || $(PYTHON) -m venv .venv
-    awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock >.venv/uv.txt
-    [ -x .venv/bin/uv ] || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt
-    .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
-    .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+{   { [ -x $(PY) ] || $(PYTHON) -m venv .venv; } &&
+    awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock >.venv/uv.txt &&
+    { [ -x .venv/bin/uv ] || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt; } &&
+    .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock &&
+    .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable . &&
     touch $(STAMP)
-) >"$$log" 2>&1 && exit 0
+} >"$$log" 2>&1 && exit 0
 if grep -qiE 'no space left|os error 28' "$$log"; then say 'the disk is full: 9 GB are needed'
 elif grep -qiE 'dns error|resolve|connect|timed out|from versions: none|unreachable' "$$log"; then
     say 'the package registry cannot be reached; check the network (or UV_DEFAULT_INDEX and PIP_INDEX_URL) and try again'
@@ -69,7 +68,7 @@ $(RECIPES): setup
 recipe-%:
 	@echo "There is no $@; there are $(RECIPES)" >&2; exit 2
 
-notebooks: setup  ## Build the notebooks, on real data if it can be had
+notebooks: setup  ## Build the notebooks, on real data (or say DATA=embedded)
 	@$(PY) notebooks/build.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: setup  ## Run the tests

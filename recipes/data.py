@@ -343,4 +343,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from recipes.data import main  # this module's own classes, not their doubles in __main__
+
     main()

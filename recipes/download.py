@@ -222,8 +222,8 @@ def _download(base: str, name: str, title: str) -> bytes:
     return body.getvalue()
 
 
-def progress(title: str, total: int | None = None) -> tqdm:
-    """A progress bar of bytes, on a terminal only."""
+def progress(title: str, total: int = 1) -> tqdm:
+    """A progress bar of bytes, on a terminal only; pooch sets the total of a download."""
     return tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
 
 
@@ -231,14 +231,16 @@ def _reason(error: Exception) -> str:
     """An exception in a few words of one line."""
     import requests
 
-    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+    if isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error):
         return "stalled"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError) or "IncompleteRead" in str(error):
+    if "IncompleteRead" in str(error):
         return "broken off"
     if isinstance(error, EOFError | zlib.error | lzma.LZMAError | tarfile.TarError | gzip.BadGzipFile):
         return "truncated or no archive"
-    text = str(error.args[-1] if isinstance(error, OSError) and error.strerror is None else error)
-    return " ".join((getattr(error, "strerror", None) or text).split())[:120]
+    while error.args and isinstance(error.args[-1], Exception):  # requests wraps urllib3 wraps …
+        error = error.args[-1]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:120]
 
 
 def unreachable(places: Sequence[str]) -> dict[str, str]:

@@ -271,15 +271,15 @@ def tff_runtime(tff) -> Iterator[None]:
     """
     import psutil
 
-    tff.backends.native.set_sync_local_cpp_execution_context()
+    use_new_runtime = tff.backends.native.set_sync_local_cpp_execution_context
+    use_new_runtime()
     try:
         yield
     finally:
-        children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if child.name() == "worker_binary"]
-        for worker in workers:
-            worker.kill()
-        psutil.wait_procs(workers, timeout=5)
+        use_new_runtime()  # TFF ends the server of a runtime that nothing refers to any more …
+        for child in psutil.Process().children(recursive=True):
+            if child.name() == "worker_binary":  # … but an exception on its way out may refer to it
+                child.kill()
 
 
 # ---- one run

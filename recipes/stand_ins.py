@@ -113,8 +113,9 @@ def _scatter(bank: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np
 
 
 def _balanced(count: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled labels [count] uint8 with as many of each class as the count allows."""
-    return rng.permutation(np.arange(count) % classes).astype(np.uint8)
+    """Labels [count] uint8, shuffled, with as many of each class in every thousand."""
+    thousands = np.tile(np.arange(1000) % classes, (-(-count // 1000), 1))
+    return rng.permuted(thousands, axis=1).ravel()[:count].astype(np.uint8)
 
 
 def _draw_digit(missing: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,139 @@
+"""Build the notebooks: run each `NN_name.py` and write `NN_name.ipynb` beside it.
+
+The `.py` file (percent format) is the one that people edit. A second build gives the same bytes:
+cells are numbered, nothing is timed, and what goes to stderr is shown here and not in the notebook.
+
+    python notebooks/build.py [NAME ...]           build all, or those whose name begins so
+    python notebooks/build.py --data embedded      on the stand-ins instead of the real data
+    python notebooks/build.py --check              fail if an .ipynb is not what its .py says
+    python notebooks/build.py --check --rebuild    … or if a new build gives other bytes
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+from recipes.files import written_whole
+
+FOLDER = Path(__file__).parent
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def read(source: Path) -> nbformat.NotebookNode:
+    """The cells of a percent-format file, numbered, without outputs."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{number:02}"
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata.get("tags", [])})
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode, data: str) -> None:
+    """Run a notebook from top to bottom; `data` replaces its one cell tagged `parameters`.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.tags]
+    source, parameters.source = parameters.source, f"DATA = {data!r}"
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars are for people
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        record_timing=False,
+        resources={"metadata": {"path": str(FOLDER)}},
+        config=Config(KernelManager={"transport_encryption": "required"}),
+    )
+    client.execute()
+    parameters.source = source
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                print(output.text, end="", file=sys.stderr)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
+
+
+def is_stale(source: Path) -> bool:
+    """Whether the notebook beside `source` is missing, was edited by hand, or lacks its outputs."""
+    path = source.with_suffix(".ipynb")
+    if not path.exists():
+        return True
+    built, wanted = nbformat.read(path, as_version=4), read(source)
+    if any(cell.cell_type == "code" and cell.execution_count is None for cell in built.cells):
+        return True
+    for cell in built.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(built) != nbformat.writes(wanted)
+
+
+def build(source: Path, data: str) -> str | None:
+    """The text of the executed notebook, or None and a message if it fails."""
+    notebook = read(source)
+    try:
+        execute(notebook, data)
+    except CellExecutionError as error:
+        if error.ename == "DatasetUnavailable":
+            error = f"{error.evalue} For a notebook of stand-ins say DATA=embedded."
+        print(f"{source.name} failed, nothing was written: {error}", file=sys.stderr)
+        return None
+    return nbformat.writes(notebook) + "\n"
+
+
+def check(sources: list[Path], data: str, rebuild: bool) -> int:
+    """Say which notebooks are stale; the exit status."""
+    stale = [source for source in sources if is_stale(source)]
+    if rebuild:
+        stale += [s for s in sources if s not in stale and build(s, data) != committed(s)]
+    names = ", ".join(source.with_suffix(".ipynb").name for source in stale)
+    print(f"stale, run `make notebooks`: {names}" if stale else "all notebooks are fresh")
+    return 1 if stale else 0
+
+
+def committed(source: Path) -> str:
+    """The notebook beside `source`."""
+    return source.with_suffix(".ipynb").read_text("utf-8")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only what begins so")
+    parser.add_argument("--data", choices=["real", "embedded", "auto"], default="real")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
+    parser.add_argument("--rebuild", action="store_true", help="with --check: run them and compare")
+    options = parser.parse_args()
+    sources = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+    chosen = [s for s in sources if not options.names or s.name.startswith(tuple(options.names))]
+    if not chosen:
+        parser.error(f"no notebook begins with {' or '.join(options.names)}")
+    if options.check:
+        return check(chosen, options.data, options.rebuild)
+    for source in chosen:
+        print(f"building {source.name}", flush=True)
+        text = build(source, options.data)
+        if text is None:
+            return 1
+        with written_whole(source.with_suffix(".ipynb")) as temporary:
+            temporary.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

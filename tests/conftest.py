@@ -1,0 +1,55 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import data
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_fashion_mnist() -> data.Dataset:
+    """The real Fashion-MNIST; the test is skipped where it cannot be had."""
+    return _real("fashion-mnist")
+
+
+@pytest.fixture(scope="session", params=["mnist", "fashion-mnist", "cifar-100"])
+def any_real_dataset(request: pytest.FixtureRequest) -> data.Dataset:
+    """Each real data set in turn."""
+    return _real(request.param)
+
+
+def _real(name: data.Name) -> data.Dataset:
+    try:
+        return data.load(name)
+    except data.DatasetUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["mnist", "fashion-mnist", "cifar-100"])
+def any_stand_in(request: pytest.FixtureRequest) -> data.Dataset:
+    """Each embedded data set in turn."""
+    return data.load(request.param, "embedded")
+
+
+@pytest.fixture
+def python(root: Path):
+    """Run `python ...` in a process of its own, from the checkout."""
+
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        options = {"cwd": root, "timeout": 300, "capture_output": True, "text": True} | options
+        return subprocess.run([sys.executable, *arguments], **options)
+
+    return run

@@ -1,0 +1,102 @@
+"""Result cards, and the README's table that is made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from recipes import cards
+from recipes.data import DatasetUnavailable, load
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: str = "auto"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    score: float
+    array: np.ndarray
+
+
+def plan(*experiments: cards.Experiment) -> cards.Plan:
+    return cards.Plan("toy", 7, "Does it?", "mnist", experiments, lambda result: {"score": result.score})
+
+
+def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(cards.data, "load", lambda name, source: load(name, "embedded"))
+    monkeypatch.setattr(cards, "shipped", lambda folder, name="": tmp_path / name)
+    seen = []
+
+    def run(config: Config) -> Result:
+        seen.append(config)
+        return Result(float(config.seed), np.zeros(3))
+
+    experiment = cards.Experiment(
+        "three seeds", Config(), "score", seeds=(1, 2, 6), source="3", published="4"
+    )
+    path = cards.write(plan(experiment), run)
+    card = json.loads(path.read_text())
+    assert seen == [Config("real", seed) for seed in (1, 2, 6)]
+    (measured,) = card["experiments"]
+    assert measured["metrics"]["score"] == {"mean": 3.0, "std": pytest.approx(math.sqrt(7))}
+    assert measured["config"] == {"data": "real", "seed": 0}
+    assert measured["seeds"] == [1, 2, 6]
+    assert measured["cpu_seconds"] >= 0
+    assert card["data"]["digest"] == load("mnist", "embedded").digest()
+    assert "**3** ± 2.6 (3 seeds) | 3 | 4 |" in cards.table()
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.json"]
+
+
+def test_a_card_is_never_written_from_stand_ins(monkeypatch, tmp_path):
+    def unavailable(name: str, source: str) -> None:
+        assert source == "real"
+        raise DatasetUnavailable("nothing there")
+
+    monkeypatch.setattr(cards.data, "load", unavailable)
+    monkeypatch.setattr(cards, "shipped", lambda folder, name="": tmp_path / name)
+    with pytest.raises(DatasetUnavailable):
+        cards.write(plan(), lambda config: pytest.fail("ran"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_holds_the_table_of_the_committed_cards(root):
+    text = (root / "README.md").read_text("utf-8")
+    assert cards.readme_with_table(text) == text, "run `python -m recipes.cards`"
+
+
+def test_every_committed_card_was_made_from_real_data_and_says_on_what():
+    assert cards.read()
+    for card in cards.read():
+        assert card["data"]["source"] == "real"
+        assert {"python", "processor", "numpy"} <= set(card["environment"])
+        for experiment in card["experiments"]:
+            assert experiment["config"]["data"] == "real"
+            assert experiment["metric"] in experiment["metrics"]
+            assert experiment["wall_seconds"] > 0
+
+
+def test_every_committed_card_fits_the_data_at_hand():
+    for card in cards.read():
+        try:
+            dataset = load(card["data"]["name"])
+        except DatasetUnavailable as error:
+            pytest.skip(str(error))
+        assert dataset.digest() == card["data"]["digest"]
+
+
+def test_a_readme_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match="results: written by"):
+        cards.readme_with_table("# Title")
+
+
+def test_a_stopwatch_counts_wall_and_cpu():
+    with cards.Stopwatch() as watch:
+        sum(range(2_000_000))
+    assert 0 < watch.cpu < watch.wall * 3

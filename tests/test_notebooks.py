@@ -1,0 +1,143 @@
+"""The notebooks: fresh, readable, and running from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from recipes.data import DatasetUnavailable, load
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
+
+spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+
+TINY = """# %% [markdown]
+# # Tiny
+
+# %% tags=["parameters"]
+DATA = "auto"
+
+# %%
+import matplotlib.pyplot as plt
+import sys
+print(DATA, file=sys.stderr)
+print(DATA)
+plt.plot([1, 2, 3]);
+"""
+
+
+def code(notebook: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@each_notebook
+def test_committed_notebooks_are_what_their_sources_say(source):
+    assert not build.is_stale(source), "run `make notebooks`"
+
+
+@each_notebook
+def test_committed_outputs_come_from_real_data(source):
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    said = "".join(o.text for c in notebook.cells for o in c.get("outputs", []) if "text" in o)
+    assert "(real)" in said
+    assert "embedded" not in said
+
+
+@each_notebook
+def test_notebooks_are_short_plain_and_small(source):
+    notebook = build.read(source)
+    assert source.with_suffix(".ipynb").stat().st_size < 300_000
+    assert notebook.cells[0].source.startswith("# ")
+    for cell in code(notebook):
+        assert len(cell.splitlines()) <= 20
+        for node in ast.walk(ast.parse(cell.replace("%matplotlib", "#"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno + 1 <= 5, node.name
+
+
+@each_notebook
+def test_notebooks_run_on_the_stand_ins(source):
+    notebook = build.read(source)
+    build.execute(notebook, "embedded")
+    said = "".join(o.text for c in notebook.cells for o in c.get("outputs", []) if "text" in o)
+    assert "(embedded)" in said
+    assert "(real)" not in said
+
+
+def test_every_notebook_has_a_recipe_and_every_recipe_a_notebook():
+    recipes = {path.stem for path in (ROOT / "recipes").iterdir()}
+    assert SOURCES
+    assert {source.stem[3:] for source in SOURCES} <= recipes
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder with one small notebook, built once."""
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    (tmp_path / "01_tiny.py").write_text(TINY)
+    monkeypatch.setattr("sys.argv", ["build.py", "--data", "embedded"])
+    assert build.main() == 0
+    return tmp_path / "01_tiny.py"
+
+
+def test_a_second_build_gives_the_same_bytes(tiny):
+    first = tiny.with_suffix(".ipynb").read_bytes()
+    assert b"image/png" in first
+    assert build.main() == 0
+    assert tiny.with_suffix(".ipynb").read_bytes() == first
+
+
+def test_a_build_takes_its_data_from_the_flag_and_keeps_stderr_out(tiny, capfd):
+    cells = nbformat.read(tiny.with_suffix(".ipynb"), as_version=4).cells
+    assert cells[1].source == 'DATA = "auto"'
+    assert [o.text for o in cells[2].outputs if "text" in o] == ["embedded\n"]
+
+
+def test_check_notices_what_is_stale(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["build.py", "--check"])
+    assert build.main() == 0
+    tiny.write_text(TINY.replace("[1, 2, 3]", "[1, 2, 4]"))
+    assert build.main() == 1
+    assert "01_tiny.ipynb" in capsys.readouterr().out
+    tiny.write_text(TINY)
+    assert build.main() == 0
+    notebook = nbformat.read(tiny.with_suffix(".ipynb"), as_version=4)
+    notebook.cells[2].source += "\nprint('by hand')"
+    nbformat.write(notebook, tiny.with_suffix(".ipynb"))
+    assert build.main() == 1
+    tiny.with_suffix(".ipynb").unlink()
+    assert build.main() == 1
+
+
+def test_a_notebook_that_fails_leaves_the_old_one(tiny, monkeypatch, capsys):
+    before = tiny.with_suffix(".ipynb").read_bytes()
+    tiny.write_text(TINY + "\nraise RuntimeError('planted')\n")
+    assert build.main() == 1
+    assert "planted" in capsys.readouterr().err
+    assert tiny.with_suffix(".ipynb").read_bytes() == before
+
+
+def test_a_build_on_real_data_never_falls_back(tiny, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COOKBOOK_DATA", str(tmp_path / "empty"))
+    monkeypatch.setenv("COOKBOOK_MIRROR", str(tmp_path / "nowhere"))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    tiny.write_text(TINY + "\nfrom recipes.data import load\nload('mnist', DATA)\n")
+    before = tiny.with_suffix(".ipynb").read_bytes()
+    monkeypatch.setattr("sys.argv", ["build.py"])
+    assert build.main() == 1
+    assert "DATA=embedded" in capsys.readouterr().err
+    assert tiny.with_suffix(".ipynb").read_bytes() == before
+    shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+    with pytest.raises(DatasetUnavailable):
+        load("mnist")
