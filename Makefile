@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 PY := .venv/bin/python
 STAMP := .venv/installed
+MAKEFLAGS += --no-print-directory
 RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
@@ -44,9 +45,8 @@ export SETUP
 $(STAMP): requirements.lock pyproject.toml
 	@sh -c "$$SETUP"
 
-recipes: setup  ## Run all recipes, quick
-	@status=0; for recipe in $(RECIPES); do \
-	    $(MAKE) --no-print-directory --silent $$recipe OPTIONAL=yes || status=1; done; exit $$status
+recipes:  ## Run all recipes, quick
+	@status=0; for recipe in $(RECIPES); do $(MAKE) --silent $$recipe OPTIONAL=yes || status=1; done; exit $$status
 
 recipe-1: MODULE = federated_averaging
 recipe-1:  ## Federated averaging
@@ -61,8 +61,9 @@ recipe-5:  ## DP-SGD
 recipe-6: MODULE = membership_inference
 recipe-6:  ## Membership inference
 
-$(RECIPES): setup
-	@if [ -e recipes/$(MODULE).py ] || [ -d recipes/$(MODULE) ]; then $(PY) -m recipes.$(MODULE) $(FLAGS); \
+$(RECIPES):
+	@if [ -e recipes/$(MODULE).py ] || [ -d recipes/$(MODULE) ]; then \
+	    $(MAKE) --silent $(STAMP) && $(PY) -m recipes.$(MODULE) $(FLAGS); \
 	else echo "$@ ($(MODULE)) is not built yet" >&2; [ -n "$(OPTIONAL)" ]; fi
 
 recipe-%:

@@ -1,0 +1,222 @@
+"""The house: the lock, the Makefile, the wheel, and the rules that every recipe keeps."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from recipes.files import shipped, written_whole
+
+ROOT = Path(__file__).parent.parent
+LOCK = (ROOT / "requirements.lock").read_text("utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+NUMBERED = [
+    *("federated_averaging", "secret_sharing", "private_prediction"),
+    *("adversarial_robustness", "dp_sgd", "membership_inference"),
+]
+BUILT = [name for name in NUMBERED if (ROOT / "recipes" / f"{name}.py").exists()]
+
+# ---- the environment
+
+
+def locked() -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", LOCK, re.MULTILINE))
+
+
+def test_every_locked_package_has_a_hash_and_no_address():
+    blocks = re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(locked()) > 200
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert not re.search(r"://|file:|--index|--find-links| @ ", LOCK)
+
+
+def test_the_lock_holds_what_the_project_asks_for():
+    extras = PROJECT["optional-dependencies"]
+    assert len(extras) == 8
+    wanted = [Requirement(r) for r in [*PROJECT["dependencies"], *itertools.chain(*extras.values())]]
+    versions = locked()
+    for requirement in wanted:
+        if requirement.name == PROJECT["name"]:
+            assert requirement.extras <= set(extras)
+        else:
+            assert versions[requirement.name.lower()] in requirement.specifier, requirement.name
+
+
+def test_the_lock_keeps_the_overrides_and_each_has_its_reason():
+    versions = locked()
+    for line in (ROOT / "overrides.txt").read_text("utf-8").splitlines():
+        text, _, reason = line.partition("#")
+        assert len(reason) > 10, line
+        override = Requirement(text.strip())
+        if override.marker:
+            assert override.name not in versions
+        else:
+            assert versions[override.name] in override.specifier
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_importing_a_recipe_loads_no_framework(python, name):
+    # So that TensorFlow and PyTorch never meet by accident, and an import is quick.
+    heavy = {"tensorflow", "torch", "jax", "matplotlib", "syft", "pooch"}
+    code = f"import sys, recipes.{name}; print({heavy!r} & set(sys.modules))"
+    assert python("-c", code).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_recipe_has_the_shape_of_one(name):
+    text = (ROOT / "recipes" / f"{name}.py").read_text("utf-8")
+    for part in ("Who sees what:", "Paper:", "Status:", "Expect:", "Command:"):
+        assert part in text
+    for definition in ("class Config:", "class Result:", "def run(", "def plot(", "def main("):
+        assert definition in text
+
+
+# ---- the Makefile
+
+
+def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *arguments],  # noqa: S607 - the one on the path
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """A checkout in which nothing is installed, at a path with a space and an umlaut."""
+    folder = tmp_path / "a föreign folder"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def test_help_is_the_default_and_lists_every_target(bare):
+    said = make(cwd=bare).stdout
+    targets = ["help", "setup", "recipes", *(f"recipe-{n}" for n in range(1, 7)), "notebooks"]
+    for target in [*targets, "test", "lint", "bench", "site", "lock", "clean"]:
+        assert re.search(rf"^{target} +\S", said, re.MULTILINE), target
+    assert not (bare / ".venv").exists()
+
+
+def test_a_recipe_that_does_not_exist_is_named_without_installing_anything(bare):
+    done = make("recipe-9", cwd=bare)
+    assert done.returncode == 2
+    assert "There is no recipe-9; there are recipe-1 recipe-2" in done.stderr
+    assert not (bare / ".venv").exists()
+
+
+def without_makes_own(said: str) -> list[str]:
+    return [line for line in said.splitlines() if not line.startswith("make")]
+
+
+def test_without_python_311_setup_says_so_in_one_line(bare):
+    done = make("setup", "PYTHON=/bin/false", cwd=bare)
+    assert done.returncode == 2
+    assert without_makes_own(done.stderr) == [
+        "setup: Python 3.11 is needed, and neither python3.11 nor python3 is one;"
+        " install it, or say PYTHON=/path/to/python3.11"
+    ]
+
+
+def test_without_network_setup_says_so_in_one_line(bare):
+    if shutil.disk_usage(bare).free < 10e9:
+        pytest.skip("setup would rather complain about the disk")
+    nowhere = "http://127.0.0.1:9/simple"
+    done = make(
+        *("setup", f"PYTHON={sys.base_prefix}/bin/python3.11"),
+        cwd=bare,
+        **{"PIP_INDEX_URL": nowhere, "PIP_CONFIG_FILE": os.devnull, "UV_DEFAULT_INDEX": nowhere},
+    )
+    assert done.returncode == 2
+    assert "the package registry cannot be reached" in without_makes_own(done.stderr)[-1]
+    assert len(without_makes_own(done.stderr)) == 2  # the first says what it is about to do
+    assert not (bare / ".venv" / "installed").exists()
+
+
+@pytest.mark.parametrize("number", [n for n, name in enumerate(NUMBERED, 1) if name not in BUILT])
+def test_a_recipe_that_is_not_built_yet_says_so_and_fails(number, bare):
+    done = make(f"recipe-{number}", cwd=bare)
+    assert done.returncode == 2
+    assert not (bare / ".venv").exists()
+    assert without_makes_own(done.stderr) == [f"recipe-{number} ({NUMBERED[number - 1]}) is not built yet"]
+
+
+def test_flags_pass_through_make(tmp_path):
+    out = tmp_path / "out.json"
+    done = make("recipe-1", "DATA=embedded", "PROFILE=quick", f"ARGS=--rounds 2 --json '{out}'")
+    assert done.returncode == 0, done.stderr
+    assert "(embedded)" in done.stdout
+    assert '"rounds": 2' in out.read_text()
+
+
+# ---- the wheel
+
+
+def test_the_wheel_carries_code_registry_and_cards(tmp_path, python):
+    built = python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")  # what installing a pure wheel does
+    code = (
+        "import recipes.federated_averaging as fa; from recipes import cards, data;"
+        "print(fa.__file__); print(fa.run(fa.Config(data='embedded', order='chapter')).data_source);"
+        "print(len(cards.read()), sorted(data.registry()))"
+    )
+    done = python("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        str(tmp_path / "site" / "recipes" / "federated_averaging.py"),
+        "embedded",
+        f"{len(list(shipped('models').glob('*.json')))} ['cifar-100', 'fashion-mnist', 'mnist']",
+    ]
+
+
+# ---- files that are written whole or not at all
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), written_whole(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_a_write_goes_through_a_link_and_keeps_it(tmp_path):
+    (tmp_path / "real.json").write_text("before")
+    (tmp_path / "link.json").symlink_to("real.json")
+    with written_whole(tmp_path / "link.json") as temporary:
+        temporary.write_text("after")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "after"
+
+
+def test_a_device_is_written_and_not_replaced():
+    with written_whole(Path(os.devnull)) as temporary:
+        temporary.write_text("gone")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").touch()
+    with written_whole(tmp_path / "whole") as temporary:
+        temporary.touch()
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
