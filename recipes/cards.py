@@ -195,8 +195,8 @@ def table() -> str:
                 f"{card['number']}. {card['question']} `{card['command']}`",
                 experiment["name"],
                 figure,
-                experiment["source"],
-                experiment["published"],
+                experiment["source"] or "–",
+                experiment["published"] or "–",
                 f"{seconds:.2g} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
