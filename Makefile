@@ -17,6 +17,9 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Install everything into .venv (about 8 GB)
 
+# Behind a proxy that signs for the registry, only the system knows the signer.
+SYNC := .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+
 # uv comes from the lock too, so that every package is checked against a hash.
 define SETUP
 say() { echo "setup: $$*" >&2; }
@@ -30,7 +33,7 @@ trap 'rm -f "$$log"' EXIT
 {   { [ -x $(PY) ] || $(PYTHON) -m venv .venv; } &&
     awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock >.venv/uv.txt &&
     { [ -x .venv/bin/uv ] || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt; } &&
-    .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock &&
+    { $(SYNC) || $(SYNC) --system-certs; } &&
     .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable . &&
     touch $(STAMP)
 } >"$$log" 2>&1 && exit 0
