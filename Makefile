@@ -25,8 +25,8 @@ define SETUP
 say() { echo "setup: $$*" >&2; }
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {
     say 'Python 3.11 is needed, and neither python3.11 nor python3 is one; install it, or say PYTHON=/path/to/python3.11'; exit 1; }
-free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }')
-[ -d .venv ] || [ "$$free" -ge 9 ] || { say "9 GB of disk are needed here, $$free GB are free"; exit 1; }
+free() { df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'; }
+[ -d .venv ] || [ "$$(free)" -ge 9 ] || { say "9 GB of disk are needed here, $$(free) GB are free"; exit 1; }
 say 'installing into .venv; the first time this takes a few minutes'
 log=$$(mktemp) || { say 'the disk is full: no temporary file can be written'; exit 1; }
 trap 'rm -f "$$log"' EXIT
@@ -37,7 +37,7 @@ trap 'rm -f "$$log"' EXIT
     .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable . &&
     touch $(STAMP)
 } >"$$log" 2>&1 && exit 0
-if grep -qiE 'no space left|os error 28' "$$log"; then say 'the disk is full: 9 GB are needed'
+if [ "$$(free)" -lt 1 ] || grep -qiE 'no space left|os error 28' "$$log"; then say 'the disk is full: 9 GB are needed'
 elif grep -qiE 'dns error|resolve|connect|timed out|from versions: none|unreachable' "$$log"; then
     say 'the package registry cannot be reached; check the network (or UV_DEFAULT_INDEX and PIP_INDEX_URL) and try again'
 else say "failed: $$(tail -n 3 "$$log" | tr '\n' ' ')"; fi

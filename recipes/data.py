@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import logging
 import os
 import tomllib
@@ -114,7 +115,7 @@ def load(name: Name, source: Source = "real") -> Dataset:
         raise ValueError(f"source {source!r} is unknown: say 'real', 'embedded' or 'auto'")
     if source != "embedded":
         try:
-            return _dataset(name, "real", _real_arrays(name, spec))
+            return _dataset(name, "real", spec, _real_arrays(name, spec))
         except DatasetUnavailable:
             if source == "real":
                 raise
@@ -124,7 +125,7 @@ def load(name: Name, source: Source = "real") -> Dataset:
                 spec["title"],
                 name,
             )
-    return _dataset(name, "embedded", _embedded_arrays(name, spec))
+    return _dataset(name, "embedded", spec, _embedded_arrays(name, spec))
 
 
 def scale(images: np.ndarray) -> np.ndarray:
@@ -172,8 +173,7 @@ def _shapes(spec: Mapping) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _dataset(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
-    spec = _spec(name)
+def _dataset(name: str, source: str, spec: Mapping, arrays: Mapping[str, np.ndarray]) -> Dataset:
     for array in arrays.values():
         array.flags.writeable = False
     train, test = (
@@ -217,8 +217,10 @@ def _real_arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
         arrays, cache_says = _read_cache(path, spec)  # another process may have fetched it
         if arrays:
             return arrays
-        places = [place for place in [os.environ.get("COOKBOOK_MIRROR")] if place]
-        arrays, failures = download.fetch(name, spec, places)
+        if cache_says != "not there":
+            _log.warning("The cached %s is %s; it will be fetched again.", path, cache_says)
+        mirror = os.environ.get("COOKBOOK_MIRROR")
+        arrays, failures = download.fetch(name, spec, [mirror] if mirror else [])
         if not arrays:
             raise DatasetUnavailable(_advice(name, spec, {str(path): cache_says} | failures))
         if writable:
@@ -235,17 +237,18 @@ def _read_cache(path: Path, spec: Mapping) -> tuple[dict[str, np.ndarray] | None
     except FileNotFoundError:
         return None, "not there"
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.warning("The cached %s is damaged and will be fetched again (%s).", path, error)
-        return None, "damaged"
+        return None, f"damaged: {error}"
     if any(arrays[key].shape != shapes[key] or arrays[key].dtype != np.uint8 for key in shapes):
         return None, "of another version"
     return arrays, ""
 
 
 def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    packed = io.BytesIO()  # savez does not fail cleanly on a full disk, write_bytes does
+    np.savez(packed, **arrays)
     try:
-        with written_whole(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+        with written_whole(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
     except OSError as error:
         _log.warning("%s could not be cached, and is kept for this run only: %s.", path, error.strerror)
 

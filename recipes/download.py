@@ -112,18 +112,21 @@ def read_cifar(body: bytes, spec: Mapping) -> dict[str, np.ndarray]:
         Refused: truncated, or not the records that the registry describes.
     """
     official = hashlib.md5(body, usedforsecurity=False).hexdigest() == spec["archive"]["md5"]
-    arrays: dict[str, np.ndarray] = {}
+    bins: dict[str, bytes] = {}
     try:
         with (
             progress("unpacking cifar-100", total=len(body)) as bar,
             tarfile.open(fileobj=CallbackIOWrapper(bar.update, io.BytesIO(body)), mode="r:*") as archive,
         ):
-            for split in ("train", "test"):
-                member = archive.extractfile(f"cifar-100-binary/{split}.bin")
-                content = member.read(spec[split] * RECORD + 1) if member else b""
-                arrays |= _read_records(content, split, spec, official)
-    except (tarfile.TarError, KeyError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            for member in archive:  # in the archive's order: going back would unpack it again
+                split = member.name.removeprefix("cifar-100-binary/").removesuffix(".bin")
+                if split in spec["records"] and member.isfile():
+                    bins[split] = archive.extractfile(member).read(spec[split] * RECORD + 1)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise Refused(f"{spec['archive']['name']}: {_reason(error)}") from error
+    arrays: dict[str, np.ndarray] = {}
+    for split in spec["records"]:
+        arrays |= _read_records(bins.get(split, b""), split, spec, official)
     return arrays
 
 
