@@ -61,12 +61,25 @@ def execute(notebook: nbformat.NotebookNode, data: str) -> None:
     parameters.source = source
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stderr":
-                print(output.text, end="", file=sys.stderr)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = settled(cell.outputs)
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
+
+
+def settled(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """A cell's outputs without stderr, which is shown here, and with what was printed in one piece.
+
+    A kernel sends what is printed in as many pieces as its clock decides.
+    """
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            print(output.text, end="", file=sys.stderr)
+        elif output.get("name") == "stdout" and kept and kept[-1].get("name") == "stdout":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def is_stale(source: Path) -> bool:

@@ -155,6 +155,7 @@ def _measure(experiment: Experiment, plan: Plan, run: Callable[[Any], Any]) -> d
             figures.append(plan.metrics(run(config)))
     return {
         "name": experiment.name,
+        "flags": _flags(experiment.config),
         "config": _plain(dataclasses.replace(experiment.config, data="real")),
         "seeds": list(experiment.seeds),
         "metric": experiment.metric,
@@ -164,6 +165,14 @@ def _measure(experiment: Experiment, plan: Plan, run: Callable[[Any], Any]) -> d
         "wall_seconds": round(watch.wall, 2),
         "cpu_seconds": round(watch.cpu, 2),
     }
+
+
+def _flags(config: Any) -> str:
+    """The flags that make this config out of the default one."""
+    pairs = [
+        (name, value) for name, value in _plain(config).items() if value != getattr(type(config)(), name)
+    ]
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in pairs)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -182,22 +191,23 @@ def read() -> list[dict[str, Any]]:
 
 def table() -> str:
     """The README's results table, in Markdown."""
-    rows = ["| recipe | experiment | measured here | source article | elsewhere | time |"]
+    rows = ["| experiment | command | measured here | source | elsewhere | time |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     for card in read():
+        rows.append(f"| **{card['number']}. {card['question']}** | | | | | |")
         for experiment in card["experiments"]:
             spread, runs = experiment["metrics"][experiment["metric"]], len(experiment["seeds"])
-            figure = f"{experiment['metric'].replace('_', ' ')} **{spread['mean']:.6g}**"
+            figure = f"{experiment['metric'].replace('_', ' ')} **{spread['mean']:.5g}**"
             if runs > 1:
                 figure = f"{figure} ± {spread['std']:.2g} ({runs} seeds)"
-            seconds = experiment["wall_seconds"] / runs
+            flags = f'ARGS="{experiment["flags"]}"' if experiment["flags"] else ""
             cells = [
-                f"{card['number']}. {card['question']} `{card['command']}`",
                 experiment["name"],
+                f"`{' '.join([card['command'], 'DATA=real', flags]).strip()}`",
                 figure,
                 experiment["source"] or "–",
                 experiment["published"] or "–",
-                f"{seconds:.2g} s",
+                f"{experiment['wall_seconds'] / runs:.2g} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

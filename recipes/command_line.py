@@ -34,7 +34,7 @@ class Output:
     """What to run, and where results go."""
 
     profile: Profile = "quick"
-    """Defaults for all other flags: quick runs in a minute, full does everything."""
+    """Defaults of the other flags: quick takes a minute at most, full is the recipe's long run."""
     json: Path | None = None
     """Write config, result, environment and seconds to this file."""
     plot: Path | None = None

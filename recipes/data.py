@@ -55,7 +55,7 @@ class DatasetUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a data set; its arrays are read-only."""
+    """The training or the test part of a data set; its arrays are read-only."""
 
     images: np.ndarray
     """`[N, 28, 28]` or `[N, 32, 32, 3]` uint8."""

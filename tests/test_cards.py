@@ -17,6 +17,7 @@ from recipes.data import DatasetUnavailable, load
 class Config:
     data: str = "auto"
     seed: int = 0
+    rounds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,12 @@ def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
     )
     path = cards.write(plan(experiment), run)
     card = json.loads(path.read_text())
-    assert seen == [Config("real", seed) for seed in (1, 2, 6)]
+    assert seen == [Config("real", seed, 9) for seed in (1, 2, 6)]
     (measured,) = card["experiments"]
     assert measured["metrics"]["score"] == {"mean": 3.0, "std": pytest.approx(math.sqrt(7))}
-    assert measured["config"] == {"data": "real", "seed": 0}
+    assert measured["config"] == {"data": "real", "seed": 0, "rounds": 9}
     assert measured["seeds"] == [1, 2, 6]
+    assert measured["flags"] == "--rounds 9"
     assert measured["cpu_seconds"] >= 0
     assert card["data"]["digest"] == load("mnist", "embedded").digest()
     assert "**3** ± 2.6 (3 seeds) | 3 | 4 |" in cards.table()
