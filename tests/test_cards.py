@@ -40,7 +40,7 @@ def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
         return Result(float(config.seed), np.zeros(3))
 
     experiment = cards.Experiment(
-        "three seeds", Config(), "score", seeds=(1, 2, 6), source="3", published="4"
+        "three seeds", Config(rounds=9), "score", seeds=(1, 2, 6), source="3", published="4"
     )
     path = cards.write(plan(experiment), run)
     card = json.loads(path.read_text())
