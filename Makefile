@@ -30,9 +30,9 @@ free() { df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'; }
 say 'installing into .venv; the first time this takes a few minutes'
 log=$$(mktemp) || { say 'the disk is full: no temporary file can be written'; exit 1; }
 trap 'rm -f "$$log"' EXIT
-{   { [ -x $(PY) ] || $(PYTHON) -m venv .venv; } &&
+{   { $(PY) -m pip --version || $(PYTHON) -m venv --clear .venv; } &&
     awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock >.venv/uv.txt &&
-    { [ -x .venv/bin/uv ] || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt; } &&
+    { .venv/bin/uv --version || $(PY) -m pip install --quiet --retries 1 --require-hashes -r .venv/uv.txt; } &&
     { $(SYNC) || $(SYNC) --system-certs; } &&
     .venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable . &&
     touch $(STAMP)

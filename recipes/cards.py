@@ -120,7 +120,9 @@ def _plain(instance: Any) -> dict[str, Any]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(
+            json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+        )
 
 
 def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
@@ -227,9 +229,13 @@ def readme_with_table(text: str) -> str:
 
 def main() -> None:
     """Rewrite the results table of README.md from the cards."""
-    readme = Path(__file__).parent.parent / "README.md"
-    with written_whole(readme) as temporary:
-        temporary.write_text(readme_with_table(readme.read_text("utf-8")), "utf-8")
+    from recipes import command_line
+
+    with command_line.one_line_errors("recipes.cards"):
+        readme = Path(__file__).parent.parent / "README.md"
+        text = readme_with_table(readme.read_text("utf-8"))
+        with written_whole(readme) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import tyro
 
 from recipes import cards
 from recipes.data import DatasetUnavailable
-from recipes.files import written_whole
+from recipes.files import check_writable, written_whole
 
 Profile = Literal["quick", "full"]
 
@@ -65,7 +65,7 @@ def main(
     """
     with one_line_errors(f"recipes.{recipe}"):
         config, output = _parse(recipe, profiles, sys.argv[1:] if arguments is None else arguments)
-        _check_outputs(output)
+        _check(config, output, profiles)
         if output.card:
             print(f"wrote {cards.write(card, run)}")
             return
@@ -76,7 +76,7 @@ def main(
             cards.write_json(output.json, cards.run_record(config, result, watch))
         if output.plot:
             with written_whole(output.plot) as temporary:
-                plot(result).savefig(temporary, format=output.plot.suffix[1:], dpi=150)
+                plot(result).savefig(temporary, format=output.plot.suffix[1:].lower(), dpi=150)
 
 
 def _parse(recipe: str, profiles: Mapping[Profile, Any], arguments: Sequence[str]) -> tuple[Any, Output]:
@@ -130,10 +130,10 @@ def _without_box(call: Callable[[], Any]) -> Any:
 
 def _first_paragraph(box: str) -> str:
     """The text of tyro's error box up to its first rule, in one line."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     text = []
-    for line in lines:
-        if line.startswith("──"):
+    for line in box.splitlines()[1:]:
+        line = line.strip("│╭╮╰╯|+ ")
+        if line and set(line) <= {"─", "-"}:
             break
         text.append(line)
     return " ".join(" ".join(text).split()).removeprefix("Error parsing config: ")
@@ -143,6 +143,7 @@ def _first_paragraph(box: str) -> str:
 def one_line_errors(program: str) -> Iterator[None]:
     """Turn exceptions into one line on stderr and an exit status; end quietly when interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
+    _mend_streams()
     try:
         yield
         sys.stdout.flush()
@@ -153,23 +154,38 @@ def one_line_errors(program: str) -> Iterator[None]:
         raise SystemExit(1) from None
     except ValueError as error:
         _leave(program, str(error), 2)
-    except (DatasetUnavailable, OSError, ImportError) as error:
+    except (MemoryError, OverflowError) as error:
+        _leave(program, f"too large for this machine ({error or type(error).__name__})", 2)
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        _leave(program, said or str(error), 1)
+    except (DatasetUnavailable, ImportError) as error:
         _leave(program, str(error), 1)
 
 
+def _mend_streams() -> None:
+    """Let output that was closed go nowhere, and what the terminal cannot show be spelled out."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
 def _leave(program: str, message: str, status: int) -> None:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(status) from None
 
 
-def _check_outputs(output: Output) -> None:
+def _check(config: Any, output: Output, profiles: Mapping[Profile, Any]) -> None:
     """Find out before the work whether its results can be written."""
-    for path in filter(None, (output.json, output.plot)):
-        if path.is_dir():
-            raise ValueError(f"{path} cannot be written: it is a folder")
-        if not path.parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: permission denied")
-    if output.plot and output.plot.suffix not in (".png", ".pdf", ".svg"):
+    files = [path for path in (output.json, output.plot) if path]
+    if output.card and (files or config != profiles[output.profile]):
+        raise ValueError("--card runs experiments of its own: it takes no other flag")
+    if len(files) == 2 and os.path.realpath(files[0]) == os.path.realpath(files[1]):
+        raise ValueError(f"--json and --plot are both {files[0]}: name two files")
+    for path in files:
+        check_writable(path)
+    if output.plot and output.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"{output.plot} is no figure that can be drawn: name it .png, .pdf or .svg")

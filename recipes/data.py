@@ -6,7 +6,7 @@
     ((60000, 28, 28), dtype('uint8'))
 
 `load` looks in the cache, then in COOKBOOK_MIRROR (a folder, or an http address), then at the
-public mirrors in `datasets/registry.toml`. What it finds is checked by SHA-256 before it is read.
+public mirrors in `datasets/registry.toml`. What it finds is checked by SHA-256 before it is used.
 With `source="embedded"` it draws stand-ins instead and touches neither disk nor network.
 
     COOKBOOK_DATA     the cache folder (default: the user's cache folder)
@@ -26,9 +26,7 @@ import io
 import logging
 import os
 import tomllib
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,12 +87,9 @@ class Dataset:
 
     def digest(self) -> str:
         """SHA-256 over all arrays, for the record; the same on every machine."""
-        sha = hashlib.sha256()
-        for split in (self.train, self.test):
-            for array in (split.images, split.labels, split.coarse_labels):
-                if array is not None:
-                    sha.update(np.ascontiguousarray(array))
-        return sha.hexdigest()
+        splits = (self.train, self.test)
+        arrays = [array for s in splits for array in (s.images, s.labels, s.coarse_labels)]
+        return _sha256(array for array in arrays if array is not None).hexdigest()
 
 
 def load(name: Name, source: Source = "real") -> Dataset:
@@ -153,7 +148,7 @@ def cache_folder() -> Path:
     """`COOKBOOK_DATA`, or the user's cache folder."""
     import pooch
 
-    return Path(os.environ.get("COOKBOOK_DATA") or pooch.os_cache("private-ai-cookbook"))
+    return Path(os.environ.get("COOKBOOK_DATA") or pooch.os_cache("private-ai-cookbook")).expanduser()
 
 
 def _spec(name: str) -> dict:
@@ -213,44 +208,61 @@ def _real_arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
     arrays, cache_says = _read_cache(path, spec)
     if arrays:
         return arrays
-    with _one_at_a_time(path) as writable:
-        arrays, cache_says = _read_cache(path, spec)  # another process may have fetched it
-        if arrays:
-            return arrays
-        if cache_says != "not there":
-            _log.warning("The cached %s is %s; it will be fetched again.", path, cache_says)
-        mirror = os.environ.get("COOKBOOK_MIRROR")
-        arrays, failures = download.fetch(name, spec, [mirror] if mirror else [])
-        if not arrays:
-            raise DatasetUnavailable(_advice(name, spec, {str(path): cache_says} | failures))
-        if writable:
-            _write_cache(path, arrays)
+    places = download.places(name, spec, os.environ.get("COOKBOOK_MIRROR", ""))
+    failures = download.unreachable(places)
+    if len(failures) < len(places):  # else there is nothing that a lock could be waited for
+        with _one_at_a_time(path) as writable:
+            arrays, cache_says = _read_cache(path, spec)  # another process may have fetched it
+            if arrays:
+                return arrays
+            if cache_says == "damaged":
+                _log.warning("The cached %s is damaged and fetched again.", path)
+            arrays = download.fetch(name, spec, places, failures)
+            if arrays and writable:
+                _write_cache(path, arrays)
+    if not arrays:
+        raise DatasetUnavailable(_advice(name, spec, path, cache_says, failures))
     return arrays
 
 
 def _read_cache(path: Path, spec: Mapping) -> tuple[dict[str, np.ndarray] | None, str]:
-    """The cached arrays, or None and why; the archive's own checksums are verified on reading."""
+    """The cached arrays, or None and why; their SHA-256 is compared with the one that was stored."""
     shapes = _shapes(spec)
     try:
         with np.load(path) as archive:
             arrays = {key: archive[key] for key in shapes}
+            intact = archive["sha256"].tobytes() == _sha256(arrays.values()).digest()
     except FileNotFoundError:
         return None, "not there"
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        return None, f"damaged: {error}"
-    if any(arrays[key].shape != shapes[key] or arrays[key].dtype != np.uint8 for key in shapes):
-        return None, "of another version"
-    return arrays, ""
+    except OSError as error:
+        return None, error.strerror or "unreadable"
+    except Exception:  # whatever a parser may say to arbitrary bytes
+        return None, "damaged"
+    for key, shape in shapes.items():
+        intact &= arrays[key].shape == shape and arrays[key].dtype == np.uint8
+    return (arrays, "") if intact else (None, "damaged")
+
+
+def _sha256(arrays: Iterable[np.ndarray]) -> hashlib._Hash:
+    """SHA-256 over the bytes of the arrays, one after the other."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array))
+    return sha
 
 
 def _write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the cache; the caller holds its lock."""
+    digest = _sha256(arrays[key] for key in _shapes(_spec(path.stem))).digest()
     packed = io.BytesIO()  # savez does not fail cleanly on a full disk, write_bytes does
-    np.savez(packed, **arrays)
+    np.savez(packed, sha256=np.frombuffer(digest, np.uint8), **arrays)
     try:
+        for left_over in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+            left_over.unlink()
         with written_whole(path) as temporary:
             temporary.write_bytes(packed.getbuffer())
     except OSError as error:
-        _log.warning("%s could not be cached, and is kept for this run only: %s.", path, error.strerror)
+        _log.warning("%s; it is kept for this run only.", error.strerror)
 
 
 @contextlib.contextmanager
@@ -270,19 +282,22 @@ def _one_at_a_time(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             _log.warning("Another process is fetching %s; waiting for it.", path.stem)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            _log.warning("%s cannot be locked (%s); going on without.", lock.name, error.strerror)
         yield True
 
 
-def _advice(name: str, spec: Mapping, failures: Mapping[str, str]) -> str:
+def _advice(name: str, spec: Mapping, path: Path, cache_says: str, failures: Mapping[str, str]) -> str:
     """One line: every place tried and why it failed, what to put where, and the other way."""
-    tried = "; ".join(f"{place} ({reason})" for place, reason in failures.items())
+    tried = [f"{path} ({cache_says})"]
+    tried += [f"{download.without_password(place)} ({reason})" for place, reason in failures.items()]
     if "archive" in spec:
         files = spec["archive"]["name"]
     else:
         files = " ".join(f"{name}/{file}.gz" for file in spec["files"])
     return (
-        f"{name} is not available. Tried: {tried}. To provide it, put {files} in a folder and set "
-        f'COOKBOOK_MIRROR to that folder; or use the stand-ins: source="embedded", --data embedded.'
+        f"{name} is not available. Tried: {'; '.join(tried)}. To provide it, put {files} in a folder and"
+        f' set COOKBOOK_MIRROR to that folder; or use the stand-ins: source="embedded", --data embedded.'
     )
 
 
@@ -315,6 +330,8 @@ def _fetch(name: Name | Literal["all"], /) -> None:
     """Fetch a data set, or all of them, into the cache."""
     for one in registry() if name == "all" else [name]:
         sizes = load(one).sizes
+        if not (cache_folder() / f"{one}.npz").is_file():
+            raise OSError(f"{one} was fetched, but could not be kept in {cache_folder()}")
         print(f"{one}: {sizes['train']:,} + {sizes['test']:,} images in {cache_folder()}")
 
 

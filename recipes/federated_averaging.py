@@ -52,22 +52,22 @@ class Config:
     order: Literal["file", "chapter", "shuffled"] = "file"
     """Order of the training images; Alice holds the first half of it, Bob the second."""
     rounds: int = 1
-    """Rounds of communication, at least 1."""
+    """Rounds of communication, from 1."""
     local_epochs: int = 1
-    """Passes of a client over its data in a round (E in the paper), at least 1."""
+    """Passes of a client over its data in a round (E in the paper), from 1."""
     batch_size: int = 32
-    """Examples in a client's minibatch (B in the paper), at least 1."""
+    """Examples in a client's minibatch (B in the paper), from 1."""
     learning_rate: float = 0.02
-    """Step of the clients' SGD (eta in the paper), above 0."""
+    """Step of the clients' SGD (eta in the paper), between 1e-9 and 1000."""
     seed: int = 0
-    """Seed of order=shuffled, at least 0."""
+    """Seed of order=shuffled, from 0."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "local_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 < self.learning_rate < np.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be above 0 and finite")
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 1 and 1,000,000")
+        if not 1e-9 <= self.learning_rate <= 1e3:  # false for nan, too
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must lie between 1e-9 and 1000")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must be at least 0")
 
@@ -178,18 +178,19 @@ def client_update(model: Model, examples: Examples, config: Config) -> Update:
         raise ValueError("a client holds no examples: leave it out, or give it some")
     weights, bias = model.weights.copy(), model.bias.copy()
     correct, loss = 0, 0.0
-    for start in [*range(0, count, config.batch_size)] * config.local_epochs:
-        x = examples.pixels[start : start + config.batch_size]  # [B, 784] float32
-        y = examples.labels[start : start + config.batch_size]  # [B] uint8
-        log_p = log_softmax(x @ weights + bias)  # [B, 10] float32
-        row = np.arange(len(y))
-        correct += int((log_p.argmax(axis=1) == y).sum())
-        loss -= float(log_p[row, y].sum())
-        error = np.exp(log_p)  # the gradient of the loss with respect to the logits …
-        error[row, y] -= 1  # … is probability minus one-hot label
-        step = np.float32(config.learning_rate / len(y))
-        weights -= step * (x.T @ error)
-        bias -= step * error.sum(axis=0)
+    for _ in range(config.local_epochs):
+        for start in range(0, count, config.batch_size):
+            x = examples.pixels[start : start + config.batch_size]  # [B, 784] float32
+            y = examples.labels[start : start + config.batch_size]  # [B] uint8
+            log_p = log_softmax(x @ weights + bias)  # [B, 10] float32
+            row = np.arange(len(y))
+            correct += int((log_p.argmax(axis=1) == y).sum())
+            loss -= float(log_p[row, y].sum())
+            error = np.exp(log_p)  # the gradient of the loss with respect to the logits …
+            error[row, y] -= 1  # … is probability minus one-hot label
+            step = np.float32(config.learning_rate / len(y))
+            weights -= step * (x.T @ error)
+            bias -= step * error.sum(axis=0)
     return Update(Model(weights, bias), count, correct, loss)
 
 
@@ -335,25 +336,26 @@ def run(config: Config) -> Result:
 
     data = load("fashion-mnist", config.data)
     clients = clients_of(data, config)
+    pooled = Examples(*map(np.concatenate, zip(*clients, strict=True)))
     test = Examples(flatten(data.test.images), data.test.labels)
     engine = tff_rounds if config.engine == "tff" else federated_rounds
+    history = []
     with contextlib.closing(engine(clients, config)) as rounds:
-        steps = itertools.islice(rounds, config.rounds)
-        history = list(tqdm(steps, "rounds", config.rounds, disable=not sys.stderr.isatty()))
-    pooled = Examples(*map(np.concatenate, zip(*clients, strict=True)))
-    alone = itertools.islice(federated_rounds([pooled], config), config.rounds)
-    tests = [evaluate(step.model, test) for step in history]
-    model = history[-1].model
+        both = itertools.islice(zip(rounds, federated_rounds([pooled], config), strict=True), config.rounds)
+        for step, alone in tqdm(both, "rounds", config.rounds, disable=not sys.stderr.isatty()):
+            model = step.model
+            history.append((*step[1:], *evaluate(model, test), evaluate(alone.model, test)[0]))
+    train_accuracy, train_loss, test_accuracy, test_loss, centralised = zip(*history, strict=True)
     sent = config.rounds * len(clients) * sum(array.nbytes for array in model)
     return Result(
         engine=config.engine,
         data_source=data.source,
         rounds=config.rounds,
-        train_accuracy=tuple(step.train_accuracy for step in history),
-        train_loss=tuple(step.train_loss for step in history),
-        test_accuracy=tuple(accuracy for accuracy, _ in tests),
-        test_loss=tuple(loss for _, loss in tests),
-        centralised_accuracy=tuple(evaluate(step.model, test)[0] for step in alone),
+        train_accuracy=train_accuracy,
+        train_loss=train_loss,
+        test_accuracy=test_accuracy,
+        test_loss=test_loss,
+        centralised_accuracy=centralised,
         reconstruction_mse=reconstruction_mse(clients[0], config),
         bytes_up=sent,
         bytes_down=sent,
@@ -387,7 +389,8 @@ def plot(result: Result) -> Figure:
     rounds = range(1, result.rounds + 1)
     axes.plot(rounds, result.centralised_accuracy, "s--", color="0.5", label="one model, pooled data")
     axes.plot(rounds, result.test_accuracy, "o-", label="federated averaging, Alice and Bob")
-    axes.set(xlabel="round", ylabel="accuracy on the test images", xticks=rounds)
+    axes.set(xlabel="round", ylabel="accuracy on the test images")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"Fashion-MNIST ({result.data_source}), softmax regression")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,26 +24,55 @@ def shipped(folder: str, name: str = "") -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block succeeds.
 
-    If the block raises, `path` is as it was before. A path that is no regular file, such as
-    /dev/stdout, is written directly: it must not be replaced by a file.
+    If the block raises, `path` is as it was before. A link is kept, and what it points to replaced;
+    so are the permissions of a file that is there already.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, the disk is full, or `path` is no regular file.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = path.resolve()  # replace what a symbolic link points to, not the link
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+    real = Path(os.path.realpath(path))
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 is for secrets
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        name = _temporary_beside(real)
+        try:
+            yield Path(name)
+            if real.exists():
+                shutil.copymode(real, name)
+            else:
+                os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 is for secrets
+            os.replace(name, real)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether its result can be written, by beginning to.
+
+    Raises:
+        ValueError: it cannot, and why.
+    """
+    try:
+        if os.path.abspath(path).startswith(("/dev/", "/proc/")):  # these may lead to anything
+            raise OSError(None, "it is no regular file")
+        os.unlink(_temporary_beside(Path(os.path.realpath(path))))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _temporary_beside(real: Path) -> str:
+    """A new file in the folder of `real`, which must be a regular file or not be there."""
+    if real.is_dir():
+        raise OSError(None, "it is a folder")
+    if real.exists() and not real.is_file():
+        raise OSError(None, "it is no regular file")
+    if not real.parent.is_dir():
+        raise OSError(None, f"there is no folder {real.parent}")
+    handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.name[:40]}.", suffix=real.suffix)
+    os.close(handle)
+    return name
 
 
 def _umask() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gzip
 import hashlib
 import http.server
@@ -11,6 +13,7 @@ import logging
 import lzma
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import socket
@@ -18,6 +21,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -193,11 +197,14 @@ def tiny(monkeypatch, tmp_path):
     cifar = spec["cifar-100"] | CIFAR | {"archive": archive, "records": records, "mirrors": []}
     monkeypatch.setattr(data, "registry", lambda: {"mnist": mnist, "cifar-100": cifar})
     monkeypatch.setenv("COOKBOOK_DATA", str(tmp_path / "cache"))
-    monkeypatch.delenv("COOKBOOK_MIRROR", raising=False)
+    for name in ("COOKBOOK_MIRROR", "http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     return files
 
 
 CIFAR = {"train": 12, "test": 6}
+BOMB = gzip.compress(bytes(200_000_000))
 
 
 def pack(bins: dict[str, np.ndarray], compress=gzip.compress) -> bytes:
@@ -251,6 +258,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if body is None or fault in ("404", "500"):
             self.send_error(500 if fault == "500" else 404)
             return
+        if fault in ("endless", "bomb", "drip", "bad length", "bad redirect", "closes"):
+            self.odd(fault)
+            return
         if fault == "wrong bytes":
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
@@ -265,6 +275,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(5)
         else:
             self.wfile.write(body)
+
+    def odd(self, fault: str) -> None:
+        """Answer as no server should."""
+        if fault == "closes":
+            return
+        self.send_response(302 if fault == "bad redirect" else 200)
+        if fault == "bad redirect":
+            self.send_header("Location", "http://[::1")
+        if fault == "bad length":
+            self.send_header("Content-Length", "many")
+        if fault == "bomb":
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            if fault == "bomb":
+                self.wfile.write(BOMB)
+            for _ in range({"endless": 100_000, "drip": 20}.get(fault, 0)):
+                self.wfile.write(bytes(10_000) if fault == "endless" else b"x")
+                time.sleep(0 if fault == "endless" else 0.3)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -369,15 +398,53 @@ def test_a_mirror_that_lacks_one_file_is_helped_out_by_the_next(tiny, monkeypatc
         assert all("t10k" in path for path in good.asked)
 
 
-def test_a_gzip_bomb_is_not_unpacked(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["endless", "bomb", "drip", "bad length", "bad redirect", "closes"])
+def test_an_odd_server_neither_hangs_nor_fills_the_memory(tiny, monkeypatch, fault):
+    monkeypatch.setattr(download, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(download, "PATIENCE_SECONDS", 1.0)
+    start = time.monotonic()
+    with serving(tiny, all=fault) as bad, serving(tiny) as good, peak_memory(30_000_000):
+        monkeypatch.setenv("COOKBOOK_MIRROR", bad.address)
+        data.registry()["mnist"]["mirrors"] = [f"{good.address}/mnist"]
+        assert data.load("mnist").source == "real"
+    assert time.monotonic() - start < 20
+
+
+@contextlib.contextmanager
+def peak_memory(most: int):
+    """Fail if Python allocates more than `most` bytes at once in the block."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["mnist/train-images-idx3-ubyte.gz", "cifar-100-binary.tar.gz"])
+def test_a_gzip_bomb_is_not_unpacked(tiny, tmp_path, monkeypatch, name):
     (tmp_path / "mnist").mkdir()
-    bomb = gzip.compress(bytes(50_000_000))
-    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    (tmp_path / name).write_bytes(BOMB)
     monkeypatch.setenv("COOKBOOK_MIRROR", str(tmp_path))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(data.DatasetUnavailable, match="wrong bytes"):
-        data.load("mnist")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+    dataset = "mnist" if name.startswith("mnist") else "cifar-100"
+    with peak_memory(20_000_000), pytest.raises(data.DatasetUnavailable, match=r"wrong bytes|holds 0 bytes"):
+        data.load(dataset)
+
+
+def test_a_raw_file_helps_out_where_the_packed_one_is_damaged(tiny, tmp_path, monkeypatch):
+    for name, body in tiny.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(body)
+        (tmp_path / f"{name}.gz").write_bytes(b"<html>")
+    monkeypatch.setenv("COOKBOOK_MIRROR", str(tmp_path))
+    assert data.load("mnist").source == "real"
+
+
+def test_two_mirrors_may_complete_each_other(tiny, monkeypatch):
+    halves = [{n: b for n, b in tiny.items() if ("labels" in n) == labels} for labels in (True, False)]
+    with serving(halves[0]) as one, serving(halves[1]) as other:
+        data.registry()["mnist"]["mirrors"] = [f"{one.address}/mnist", f"{other.address}/mnist"]
+        assert data.load("mnist").source == "real"
 
 
 # ---- what is said when nothing is to be had
@@ -415,6 +482,44 @@ def test_a_network_that_swallows_everything_is_given_up_within_five_seconds(tiny
         data.load("mnist")
     assert time.monotonic() - start < 5
     assert sorted(asked) == [("mirror.invalid", 80), ("other.invalid", 443)]
+
+
+@pytest.mark.parametrize(
+    ("mirror", "said"),
+    [
+        ("http://[::1", "http://[::1 ("),
+        ("http://127.0.0.1:99999", "http://127.0.0.1:99999 ("),
+        ("ftp://127.0.0.1/", "neither a folder nor an http(s) address"),
+        ("  ", "not there"),
+        ("http://user:secret@127.0.0.1:9/x", "http://127.0.0.1:9/x (Connection refused)"),
+        ("HTTP://127.0.0.1:9/", "HTTP://127.0.0.1:9/ (Connection refused)"),
+    ],
+)
+def test_a_mirror_that_is_no_address_is_reported(tiny, monkeypatch, mirror, said):
+    monkeypatch.setenv("COOKBOOK_MIRROR", mirror)
+    start = time.monotonic()
+    with pytest.raises(data.DatasetUnavailable, match=re.escape(said)) as failure:
+        data.load("mnist")
+    assert "secret" not in str(failure.value)
+    assert time.monotonic() - start < 2
+
+
+def test_where_nothing_can_be_reached_nobody_waits_for_anybody(tiny):
+    with pytest.raises(data.DatasetUnavailable):
+        data.load("mnist")
+    assert not data.cache_folder().exists()  # and so no lock was taken
+
+
+def test_proxies_are_found_as_requests_finds_them(tiny, monkeypatch):
+    with serving({f"http://far.invalid/{name}": body for name, body in tiny.items()}) as proxy:
+        monkeypatch.setenv("all_proxy", proxy.address)
+        monkeypatch.setenv("COOKBOOK_MIRROR", "http://far.invalid/")
+        assert data.load("mnist").source == "real"
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.0/8")
+    with serving(tiny) as near:
+        monkeypatch.setenv("COOKBOOK_MIRROR", near.address)
+        assert data.load("cifar-100").source == "real"
 
 
 def test_auto_falls_back_with_a_banner_and_real_never_does(tiny, caplog):
@@ -455,7 +560,9 @@ def test_the_second_load_comes_from_the_cache(mirrored):
     assert mirrored.asked.total() == asked > 0
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "text", "other shape"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "empty", "text", "one array", "other shape", "other type"]
+)
 def test_a_damaged_cache_is_noticed_and_fetched_again(mirrored, caplog, damage):
     good = data.load("mnist").digest()
     path = data.cache_folder() / "mnist.npz"
@@ -468,16 +575,45 @@ def test_a_damaged_cache_is_noticed_and_fetched_again(mirrored, caplog, damage):
         body = b""
     elif damage == "text":
         body = b"<html>not found</html>"
-    else:
+    elif damage == "one array":
         buffer = io.BytesIO()
-        np.savez(buffer, **{key: np.zeros(3, np.uint8) for key in data._shapes(data.registry()["mnist"])})
+        np.save(buffer, np.zeros(3))
         body = buffer.getvalue()
+    else:
+        arrays = dict(np.load(path))
+        change = {"other shape": lambda a: a[:3], "other type": lambda a: a.astype(np.int8)}[damage]
+        body = packed({key: change(array) for key, array in arrays.items() if key != "sha256"})
     path.write_bytes(body)
     assert data.load("mnist").digest() == good
     assert data.load("mnist").digest() == good
     assert data.verify()["mnist"] == "right"
-    assert caplog.text.count("will be fetched again") == 1
-    assert ("of another version" if damage == "other shape" else "damaged") in caplog.text
+    assert caplog.text.count("is damaged and fetched again") == 1
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """A cache file whose own digest is right, whatever it holds."""
+    buffer = io.BytesIO()
+    digest = data._sha256(arrays.values()).digest()
+    np.savez(buffer, sha256=np.frombuffer(digest, np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def test_no_flipped_bit_of_the_cache_goes_unnoticed_or_breaks_the_loading(mirrored):
+    good = data.load("mnist").digest()
+    path, spec = data.cache_folder() / "mnist.npz", data.registry()["mnist"]
+    body = path.read_bytes()
+    places = [*range(300), *range(300, len(body), 97), *range(len(body) - 400, len(body))]
+    harmless = 0
+    for place in places:
+        for bit in (1, 8, 32, 128):
+            path.write_bytes(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
+            arrays, said = data._read_cache(path, spec)
+            if arrays is None:
+                assert said
+            else:  # a date or a comment of the archive: the arrays must be the same
+                harmless += 1
+                assert data._dataset("mnist", "real", spec, arrays).digest() == good
+    assert harmless < len(places)  # of four times as many
 
 
 def test_verify_finds_what_the_cache_cannot_know(mirrored):
@@ -485,7 +621,7 @@ def test_verify_finds_what_the_cache_cannot_know(mirrored):
     path = data.cache_folder() / "mnist.npz"
     arrays = {key: np.load(path)[key] for key in data._shapes(data.registry()["mnist"])}
     arrays["test_labels"] = arrays["test_labels"] ^ 1
-    np.savez(path, **arrays)
+    path.write_bytes(packed(arrays))
     assert data.verify()["mnist"] == "WRONG: t10k-labels-idx1-ubyte"
     assert loaded.sizes["test"] == 10
 
@@ -557,8 +693,36 @@ def test_no_space_left_costs_only_the_caching(mirrored):
 
     said = in_child(work)
     assert said.startswith("real: ")
-    assert "could not be cached, and is kept for this run only" in said
+    assert "mnist.npz cannot be written: File too large; it is kept for this run only" in said
     assert [path.name for path in data.cache_folder().iterdir()] == ["mnist.lock"]
+
+
+def test_what_a_killed_process_left_is_swept_up(mirrored):
+    data.cache_folder().mkdir()
+    left_over = data.cache_folder() / ".mnist.npz.abc.npz"
+    left_over.touch()
+    data.load("mnist")
+    assert not left_over.exists()
+
+
+def test_a_file_system_without_locks_will_do(mirrored, monkeypatch, caplog):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert data.load("mnist", "auto").source == "real"
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+@pytest.mark.parametrize("obstacle", ["the folder is a file", "the file is a folder"])
+def test_a_cache_that_is_no_cache_costs_only_the_caching(mirrored, caplog, obstacle):
+    if obstacle == "the folder is a file":
+        data.cache_folder().write_text("")
+    else:
+        (data.cache_folder() / "mnist.npz").mkdir(parents=True)
+    assert data.load("mnist").source == "real"
+    assert "cannot be written" in caplog.text
+    assert "damaged" not in caplog.text
 
 
 # ---- the command line

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from recipes.files import shipped, written_whole
+from recipes.files import check_writable, shipped, written_whole
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
@@ -134,15 +134,27 @@ def test_without_python_311_setup_says_so_in_one_line(bare):
     ]
 
 
+def test_a_half_made_environment_is_made_again(bare):
+    if shutil.disk_usage(bare).free < 10e9:
+        pytest.skip("setup would rather complain about the disk")
+    (bare / ".venv" / "bin").mkdir(parents=True)
+    (bare / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    make("setup", f"PYTHON={sys.base_prefix}/bin/python3.11", cwd=bare, **NO_NETWORK)
+    done = subprocess.run([bare / ".venv" / "bin" / "python", "-m", "pip", "--version"], capture_output=True)
+    assert done.returncode == 0
+
+
+NO_NETWORK = {
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
+    "PIP_CONFIG_FILE": os.devnull,
+}
+
+
 def test_without_network_setup_says_so_in_one_line(bare):
     if shutil.disk_usage(bare).free < 10e9:
         pytest.skip("setup would rather complain about the disk")
-    nowhere = "http://127.0.0.1:9/simple"
-    done = make(
-        *("setup", f"PYTHON={sys.base_prefix}/bin/python3.11"),
-        cwd=bare,
-        **{"PIP_INDEX_URL": nowhere, "PIP_CONFIG_FILE": os.devnull, "UV_DEFAULT_INDEX": nowhere},
-    )
+    done = make("setup", f"PYTHON={sys.base_prefix}/bin/python3.11", cwd=bare, **NO_NETWORK)
     assert done.returncode == 2
     assert "the package registry cannot be reached" in without_makes_own(done.stderr)[-1]
     assert len(without_makes_own(done.stderr)) == 2  # the first says what it is about to do
@@ -209,10 +221,39 @@ def test_a_write_goes_through_a_link_and_keeps_it(tmp_path):
     assert (tmp_path / "real.json").read_text() == "after"
 
 
-def test_a_device_is_written_and_not_replaced():
-    with written_whole(Path(os.devnull)) as temporary:
-        temporary.write_text("gone")
+def test_a_device_is_neither_written_nor_replaced():
+    with pytest.raises(OSError, match="no regular file"), written_whole(Path(os.devnull)):
+        pass
     assert Path(os.devnull).is_char_device()
+
+
+def test_what_was_secret_stays_so(tmp_path):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    with written_whole(path) as temporary:
+        temporary.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_whether_a_file_can_be_written_is_found_out_by_trying(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    (tmp_path / "link").symlink_to("nowhere/file")
+    check_writable(path)
+    check_writable(tmp_path / "new")
+    for bad in (
+        tmp_path,
+        tmp_path / "nowhere" / "file",
+        tmp_path / "link",
+        Path("/dev/stdout"),
+        path / "file",
+    ):
+        with pytest.raises(ValueError, match="cannot be written: "):
+            check_writable(bad)
+    with pytest.raises(ValueError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 300))
+    assert path.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):
