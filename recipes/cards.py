@@ -229,9 +229,9 @@ def readme_with_table(text: str) -> str:
 
 def main() -> None:
     """Rewrite the results table of README.md from the cards."""
-    from recipes import command_line
+    from recipes import shell
 
-    with command_line.one_line_errors("recipes.cards"):
+    with shell.one_line_errors("recipes.cards"):
         readme = Path(__file__).parent.parent / "README.md"
         text = readme_with_table(readme.read_text("utf-8"))
         with written_whole(readme) as temporary:

@@ -1,29 +1,23 @@
-"""What the command lines of all recipes share: flags, exit statuses, and where results are written.
+"""The command line of a recipe: its flags, and where its results are written.
 
-A recipe's flags are the fields of its `Config`; `--profile`, `--json`, `--plot` and `--card` are
-added here. Exit status: 0 done, 1 the environment's fault (no data, no space, a package missing),
-2 bad input, 130 interrupted. Whatever goes wrong is said in one line.
+The flags are the fields of the recipe's `Config`; `--profile`, `--json`, `--plot` and `--card` are
+added here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import io
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from recipes import cards
-from recipes.data import DatasetUnavailable
+from recipes import cards, shell
 from recipes.files import check_writable, written_whole
 
 Profile = Literal["quick", "full"]
@@ -63,7 +57,7 @@ def main(
         card: the experiments behind `models/<recipe>.json`.
         arguments: the flags (default: the process's own).
     """
-    with one_line_errors(f"recipes.{recipe}"):
+    with shell.one_line_errors(f"recipes.{recipe}"):
         config, output = _parse(recipe, profiles, sys.argv[1:] if arguments is None else arguments)
         _check(config, output, profiles)
         if output.card:
@@ -89,93 +83,10 @@ def _parse(recipe: str, profiles: Mapping[Profile, Any], arguments: Sequence[str
     )
     # tyro would describe the class, whose docstring dataclasses made up
     title = f"Recipe: {recipe.replace('_', ' ')}."
-    parsed = parse(tyro.conf.OmitArgPrefixes[command], f"recipes.{recipe}", arguments, description=title)
+    parsed = shell.parse(
+        tyro.conf.OmitArgPrefixes[command], f"recipes.{recipe}", arguments, description=title
+    )
     return parsed.config, parsed.output
-
-
-def parse(target: Any, program: str, arguments: Sequence[str] | None = None, **options: Any) -> Any:
-    """`tyro.cli`, with its boxed error turned into one line.
-
-    Raises:
-        ValueError: bad flags, in one line.
-    """
-    return _without_box(lambda: tyro.cli(target, prog=f"python -m {program}", args=arguments, **options))
-
-
-def parse_subcommand(commands: Mapping[str, Callable[..., Any]], program: str) -> Callable[[], Any]:
-    """The one of `commands` that the command line names, ready to be called.
-
-    Raises:
-        ValueError: bad flags, in one line.
-    """
-
-    def not_yet(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.wraps(command)(lambda *args, **flags: functools.partial(command, *args, **flags))
-
-    later = {name: not_yet(command) for name, command in commands.items()}
-    run = tyro.extras.subcommand_cli_from_dict
-    return _without_box(lambda: run(later, prog=f"python -m {program}"))
-
-
-def _without_box(call: Callable[[], Any]) -> Any:
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return call()
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        raise ValueError(_first_paragraph(said.getvalue())) from stop
-
-
-def _first_paragraph(box: str) -> str:
-    """The text of tyro's error box up to its first rule, in one line."""
-    text = []
-    for line in box.splitlines()[1:]:
-        line = line.strip("│╭╮╰╯|+ ")
-        if line and set(line) <= {"─", "-"}:
-            break
-        text.append(line)
-    return " ".join(" ".join(text).split()).removeprefix("Error parsing config: ")
-
-
-@contextlib.contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """Turn exceptions into one line on stderr and an exit status; end quietly when interrupted."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
-    _mend_streams()
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _leave(program, "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except ValueError as error:
-        _leave(program, str(error), 2)
-    except (MemoryError, OverflowError) as error:
-        _leave(program, f"too large for this machine ({error or type(error).__name__})", 2)
-    except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        _leave(program, said or str(error), 1)
-    except (DatasetUnavailable, ImportError) as error:
-        _leave(program, str(error), 1)
-
-
-def _mend_streams() -> None:
-    """Let output that was closed go nowhere, and what the terminal cannot show be spelled out."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
-        elif isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
-def _leave(program: str, message: str, status: int) -> None:
-    with contextlib.suppress(OSError):
-        print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(status) from None
 
 
 def _check(config: Any, output: Output, profiles: Mapping[Profile, Any]) -> None:

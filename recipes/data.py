@@ -47,7 +47,7 @@ _STAND_INS = {
 _log = logging.getLogger(__name__)
 
 
-class DatasetUnavailable(Exception):
+class DatasetUnavailable(OSError):
     """A real data set was found neither in the cache nor at any mirror."""
 
 
@@ -355,11 +355,11 @@ def _where() -> None:
 
 def main() -> None:
     """The command line."""
-    from recipes import command_line
+    from recipes import shell
 
     commands = {"list": _list, "fetch": _fetch, "verify": _verify, "where": _where}
-    with command_line.one_line_errors("recipes.data"):
-        command_line.parse_subcommand(commands, "recipes.data")()
+    with shell.one_line_errors("recipes.data"):
+        shell.parse_subcommand(commands, "recipes.data")()
 
 
 if __name__ == "__main__":

@@ -310,7 +310,8 @@ def _get(url: str, body: _Body, title: str, done: queue.SimpleQueue) -> None:
 
 def progress(title: str, total: int = 1) -> tqdm:
     """A progress bar of bytes, on a terminal only; pooch sets the total of a download."""
-    return tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+    quiet = not sys.stderr.isatty()
+    return tqdm(desc=title, total=total, unit="B", unit_scale=True, delay=1, disable=quiet)
 
 
 def _reason(error: Exception) -> str:
