@@ -75,8 +75,8 @@ recipe-%:
 notebooks: setup  ## Build the notebooks, on real data (or say DATA=embedded)
 	@$(PY) notebooks/build.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
-test: setup  ## Run the tests
-	@$(PY) -m pytest $(ARGS)
+test: setup  ## Run the tests (ARGS go to pytest)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup  ## Check style
 	@$(PY) -m ruff check .
