@@ -41,13 +41,13 @@ class Experiment:
 
     name: str
     config: Any
-    metric: str
-    """The metric that the README shows, a key of `Plan.metrics`."""
+    shown: Sequence[str]
+    """The metrics that the README shows, names of the result's fields."""
     seeds: Sequence[int] = (0,)
     source: str = ""
-    """The source article's figure for that metric."""
+    """The source's figure for the first of them."""
     published: str = ""
-    """The best figure published elsewhere, with its source."""
+    """The best figure published elsewhere, with its origin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Plan:
     question: str
     dataset: data.Name
     experiments: Sequence[Experiment]
-    metrics: Callable[[Any], Mapping[str, float]]
-    """Result -> its plain figures."""
 
 
 class Stopwatch:
@@ -140,7 +138,7 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
         "command": f"make recipe-{plan.number}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": source,
-        "experiments": [_measure(experiment, plan, run) for experiment in plan.experiments],
+        "experiments": [_measure(experiment, run) for experiment in plan.experiments],
         "environment": environment(),
     }
     path = shipped("models", f"{plan.recipe}.json")
@@ -148,25 +146,31 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
     return path
 
 
-def _measure(experiment: Experiment, plan: Plan, run: Callable[[Any], Any]) -> dict[str, Any]:
+def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any]:
     figures = []
     with Stopwatch() as watch:
         for seed in experiment.seeds:
             print(f"{experiment.name}, seed {seed}", file=sys.stderr)
             config = dataclasses.replace(experiment.config, data="real", seed=seed)
-            figures.append(plan.metrics(run(config)))
+            figures.append(_figures(run(config)))
     return {
         "name": experiment.name,
         "flags": _flags(experiment.config),
         "config": _plain(dataclasses.replace(experiment.config, data="real")),
         "seeds": list(experiment.seeds),
-        "metric": experiment.metric,
+        "shown": list(experiment.shown),
         "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
         "source": experiment.source,
         "published": experiment.published,
         "wall_seconds": round(watch.wall, 2),
         "cpu_seconds": round(watch.cpu, 2),
     }
+
+
+def _figures(result: Any) -> dict[str, float]:
+    """The numbers of a result, and the last number of each of its series."""
+    last = {name: v[-1] if isinstance(v, tuple) else v for name, v in _plain(result).items()}
+    return {name: value for name, value in last.items() if isinstance(value, int | float)}
 
 
 def _flags(config: Any) -> str:
@@ -198,21 +202,25 @@ def table() -> str:
     for card in read():
         rows.append(f"| **{card['number']}. {card['question']}** | | | | | |")
         for experiment in card["experiments"]:
-            spread, runs = experiment["metrics"][experiment["metric"]], len(experiment["seeds"])
-            figure = f"{experiment['metric'].replace('_', ' ')} **{spread['mean']:.5g}**"
-            if runs > 1:
-                figure = f"{figure} ± {spread['std']:.2g} ({runs} seeds)"
+            runs = len(experiment["seeds"])
+            figures = [_shown(name, experiment["metrics"][name], runs) for name in experiment["shown"]]
             flags = f'ARGS="{experiment["flags"]}"' if experiment["flags"] else ""
             cells = [
                 experiment["name"],
                 f"`{' '.join([card['command'], 'DATA=real', flags]).strip()}`",
-                figure,
+                ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
                 experiment["source"] or "–",
                 experiment["published"] or "–",
                 f"{experiment['wall_seconds'] / runs:.2g} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _shown(name: str, spread: Mapping[str, float], runs: int) -> str:
+    return f"{name.replace('_', ' ')} **{spread['mean']:.5g}**" + (
+        f" ± {spread['std']:.2g}" if runs > 1 else ""
+    )
 
 
 def readme_with_table(text: str) -> str:

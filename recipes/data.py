@@ -33,17 +33,12 @@ from typing import Literal
 
 import numpy as np
 
-from recipes import download, stand_ins
+from recipes import download, formats, stand_ins
 from recipes.files import shipped, written_whole
 
 Name = Literal["mnist", "fashion-mnist", "cifar-100"]
 Source = Literal["real", "embedded", "auto"]
 
-_STAND_INS = {
-    "mnist": stand_ins.digits,
-    "fashion-mnist": stand_ins.garments,
-    "cifar-100": stand_ins.textures,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +115,7 @@ def load(name: Name, source: Source = "real") -> Dataset:
                 spec["title"],
                 name,
             )
-    return _dataset(name, "embedded", spec, _embedded_arrays(name, spec))
+    return _dataset(name, "embedded", spec, stand_ins.arrays(name, spec))
 
 
 def scale(images: np.ndarray) -> np.ndarray:
@@ -178,26 +173,6 @@ def _dataset(name: str, source: str, spec: Mapping, arrays: Mapping[str, np.ndar
     coarse = spec.get("coarse_classes", {})
     classes = spec.get("classes") or sorted(fine for group in coarse.values() for fine in group)
     return Dataset(name, source, train, test, tuple(classes), tuple(coarse))
-
-
-def _embedded_arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
-    """Stand-ins of the real set's size, the same every time."""
-    rng = np.random.default_rng(list(registry()).index(name))
-    drawn = _STAND_INS[name](spec["train"] + spec["test"], rng)
-    arrays = {}
-    for part, array in zip(("images", "labels"), drawn, strict=True):
-        arrays[f"train_{part}"], arrays[f"test_{part}"] = np.split(array, [spec["train"]])
-    if "coarse_classes" in spec:
-        coarse_of_fine = _coarse_of_fine(spec)
-        for split in ("train", "test"):
-            arrays[f"{split}_coarse_labels"] = coarse_of_fine[arrays[f"{split}_labels"]]
-    return arrays
-
-
-def _coarse_of_fine(spec: Mapping) -> np.ndarray:
-    """The coarse label of every fine one, [100] uint8."""
-    coarse = {fine: i for i, group in enumerate(spec["coarse_classes"].values()) for fine in group}
-    return np.array([coarse[fine] for fine in sorted(coarse)], np.uint8)
 
 
 # ---- the real sets: the cache, and what fills it
@@ -313,7 +288,7 @@ def verify() -> dict[str, str]:
         if arrays is None:
             found[name] = cache_says
         else:
-            wrong = [part for part, right in download.digests_match(arrays, spec).items() if not right]
+            wrong = [part for part, right in formats.digests_match(arrays, spec).items() if not right]
             found[name] = f"WRONG: {', '.join(wrong)}" if wrong else "right"
     return found
 

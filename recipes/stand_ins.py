@@ -13,6 +13,8 @@ machine rounds alike, and the pictures are put together in integers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -53,6 +55,26 @@ _GARMENTS = (
     "0,.4 .3,.4 .3,.1 .7,.1 .7,.4 1,.4 1,.95 0,.95",  # Bag
     "0,.15 .4,.15 .45,.5 1,.65 1,.9 0,.9",  # Ankle boot
 )
+
+
+def arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
+    """The stand-in for the data set `name`, as large as its table of `datasets/registry.toml` says.
+
+    Returns:
+        `train_images`, `train_labels`, `test_images`, ... as `recipes.data` caches the real ones.
+    """
+    draw, seed = {"mnist": (digits, 0), "fashion-mnist": (garments, 1), "cifar-100": (textures, 2)}[name]
+    drawn = draw(spec["train"] + spec["test"], np.random.default_rng(seed))
+    parts = {}
+    for part, array in zip(("images", "labels"), drawn, strict=True):
+        parts[f"train_{part}"], parts[f"test_{part}"] = np.split(array, [spec["train"]])
+    if "coarse_classes" in spec:
+        groups = enumerate(spec["coarse_classes"].values())
+        coarse = {fine: label for label, group in groups for fine in group}
+        coarse_of_fine = np.array([coarse[fine] for fine in sorted(coarse)], np.uint8)
+        for split in ("train", "test"):
+            parts[f"{split}_coarse_labels"] = coarse_of_fine[parts[f"{split}_labels"]]
+    return parts
 
 
 def digits(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

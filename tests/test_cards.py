@@ -23,11 +23,12 @@ class Config:
 @dataclasses.dataclass(frozen=True)
 class Result:
     score: float
+    series: tuple[float, ...]
     array: np.ndarray
 
 
 def plan(*experiments: cards.Experiment) -> cards.Plan:
-    return cards.Plan("toy", 7, "Does it?", "mnist", experiments, lambda result: {"score": result.score})
+    return cards.Plan("toy", 7, "Does it?", "mnist", experiments)
 
 
 def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
@@ -37,10 +38,10 @@ def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
 
     def run(config: Config) -> Result:
         seen.append(config)
-        return Result(float(config.seed), np.zeros(3))
+        return Result(float(config.seed), (1.0, 2.0), np.zeros(3))
 
     experiment = cards.Experiment(
-        "three seeds", Config(rounds=9), "score", seeds=(1, 2, 6), source="3", published="4"
+        "three seeds", Config(rounds=9), ["score", "series"], seeds=(1, 2, 6), source="3", published="4"
     )
     path = cards.write(plan(experiment), run)
     card = json.loads(path.read_text())
@@ -48,11 +49,12 @@ def test_a_card_holds_what_was_run(monkeypatch, tmp_path):
     (measured,) = card["experiments"]
     assert measured["metrics"]["score"] == {"mean": 3.0, "std": pytest.approx(math.sqrt(7))}
     assert measured["config"] == {"data": "real", "seed": 0, "rounds": 9}
+    assert set(measured["metrics"]) == {"score", "series"}  # arrays stay out
     assert measured["seeds"] == [1, 2, 6]
     assert measured["flags"] == "--rounds 9"
     assert measured["cpu_seconds"] >= 0
     assert card["data"]["digest"] == load("mnist", "embedded").digest()
-    assert "**3** ± 2.6 (3 seeds) | 3 | 4 |" in cards.table()
+    assert "score **3** ± 2.6, series **2** ± 0 (3 seeds) | 3 | 4 |" in cards.table()
     assert [p.name for p in tmp_path.iterdir()] == ["toy.json"]
 
 
@@ -80,7 +82,7 @@ def test_every_committed_card_was_made_from_real_data_and_says_on_what():
         assert {"python", "processor", "numpy"} <= set(card["environment"])
         for experiment in card["experiments"]:
             assert experiment["config"]["data"] == "real"
-            assert experiment["metric"] in experiment["metrics"]
+            assert set(experiment["shown"]) <= set(experiment["metrics"])
             assert experiment["wall_seconds"] > 0
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes import data, download
+from recipes import data, download, formats
 
 CLASSES = {"mnist": 10, "fashion-mnist": 10, "cifar-100": 100}
 
@@ -190,7 +190,7 @@ def tiny(monkeypatch, tmp_path):
     for content in bins.values():
         content[::3074] %= 20
     files["cifar-100-binary.tar.gz"] = pack(bins)
-    records = {s: download.digest_of_records(download.record_digests(b.tobytes())) for s, b in bins.items()}
+    records = {s: formats.digest_of_records(formats.record_digests(b.tobytes())) for s, b in bins.items()}
     spec = data.registry()
     mnist = spec["mnist"] | {"train": 20, "test": 10, "files": digests, "mirrors": []}
     archive = {"name": "cifar-100-binary.tar.gz", "md5": "none"}
