@@ -17,10 +17,10 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Install everything into .venv (about 8 GB)
 
-# Behind a proxy that signs for the registry, only the system knows the signer.
 SYNC := .venv/bin/uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
 
-# uv comes from the lock too, so that every package is checked against a hash.
+# uv comes from the lock too, so that every package is checked against a hash. It trusts the signers
+# that it knows; behind a proxy that signs for the registry only the system knows the signer.
 define SETUP
 say() { echo "setup: $$*" >&2; }
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {

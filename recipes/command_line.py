@@ -44,7 +44,6 @@ def main(
     describe: Callable[[Any], str],
     profiles: Mapping[Profile, Any],
     card: cards.Plan,
-    arguments: Sequence[str] | None = None,
 ) -> None:
     """Run a recipe from the command line.
 
@@ -55,10 +54,9 @@ def main(
         describe: result -> the text to print.
         profiles: the config of each profile; flags override its fields.
         card: the experiments behind `models/<recipe>.json`.
-        arguments: the flags (default: the process's own).
     """
     with shell.one_line_errors(f"recipes.{recipe}"):
-        config, output = _parse(recipe, profiles, sys.argv[1:] if arguments is None else arguments)
+        config, output = _parse(recipe, profiles, sys.argv[1:])
         _check(config, output, profiles)
         if output.card:
             print(f"wrote {cards.write(card, run)}")
@@ -90,7 +88,7 @@ def _parse(recipe: str, profiles: Mapping[Profile, Any], arguments: Sequence[str
 
 
 def _check(config: Any, output: Output, profiles: Mapping[Profile, Any]) -> None:
-    """Find out before the work whether its results can be written."""
+    """Find out before the work whether the flags agree and the results can be written."""
     files = [path for path in (output.json, output.plot) if path]
     if output.card and (files or config != profiles[output.profile]):
         raise ValueError("--card runs experiments of its own: it takes no other flag")

@@ -60,7 +60,7 @@ def test_notebooks_are_short_plain_and_small(source):
     assert notebook.cells[0].source.startswith("# ")
     for cell in code(notebook):
         assert len(cell.splitlines()) <= 20
-        for node in ast.walk(ast.parse(cell.replace("%matplotlib", "#"))):
+        for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno + 1 <= 5, node.name
 
