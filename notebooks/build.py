@@ -127,11 +127,14 @@ def committed(source: Path) -> str:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.error = lambda message: parser.exit(2, f"build.py: {message}\n")  # one line, no usage
     parser.add_argument("names", nargs="*", metavar="NAME", help="only what begins so")
     parser.add_argument("--data", choices=["real", "embedded", "auto"], default="real")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
     parser.add_argument("--rebuild", action="store_true", help="with --check: run them and compare")
     options = parser.parse_args()
+    if options.rebuild and not options.check:
+        parser.error("--rebuild goes with --check; to build and write, leave it out")
     sources = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
     chosen = [s for s in sources if not options.names or s.name.startswith(tuple(options.names))]
     if not chosen:

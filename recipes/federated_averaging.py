@@ -390,10 +390,11 @@ def plot(result: Result) -> Figure:
     axes.plot(rounds, result.centralised_accuracy, "s--", color="0.5", label="one model, pooled data")
     axes.plot(rounds, result.test_accuracy, "o-", label="federated averaging, Alice and Bob")
     axes.set(xlabel="round", ylabel="accuracy on the test images")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(0.5, result.rounds + 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_title(f"Fashion-MNIST ({result.data_source}), softmax regression")
-    axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)  # where it hides no point
     return figure
 
 

@@ -119,6 +119,17 @@ def test_check_notices_what_is_stale(tiny, monkeypatch, capsys):
     assert build.main() == 1
 
 
+@pytest.mark.parametrize("flags", [["99"], ["--rebuild"], ["--frobnicate"], ["--data", "fake"]])
+def test_bad_flags_get_one_line_and_status_2(tiny, monkeypatch, capsys, flags):
+    before = tiny.with_suffix(".ipynb").read_bytes()
+    monkeypatch.setattr("sys.argv", ["build.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        build.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tiny.with_suffix(".ipynb").read_bytes() == before
+
+
 def test_a_notebook_that_fails_leaves_the_old_one(tiny, monkeypatch, capsys):
     before = tiny.with_suffix(".ipynb").read_bytes()
     tiny.write_text(TINY + "\nraise RuntimeError('planted')\n")
