@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -57,8 +58,9 @@ class Plan:
     recipe: str
     number: int
     question: str
-    dataset: data.Name
     experiments: Sequence[Experiment]
+    dataset: data.Name | None = None
+    """What the experiments are run on; None if they need no data."""
 
 
 class Stopwatch:
@@ -110,9 +112,14 @@ def run_record(config: Any, result: Any, watch: Stopwatch) -> dict[str, Any]:
 
 
 def _plain(instance: Any) -> dict[str, Any]:
-    """A dataclass's fields as JSON values; arrays stay out, they belong in a safetensors file."""
+    """A dataclass's fields as JSON values; arrays stay out, they belong in a safetensors file, and so
+    does a config within a result."""
     fields = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-    return {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
+    return {
+        name: value
+        for name, value in fields.items()
+        if not isinstance(value, np.ndarray) and not dataclasses.is_dataclass(value)
+    }
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -124,13 +131,15 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
-    """Run a plan's experiments and write its card; the data must be real.
+    """Run a plan's experiments and write its card; the data, if there are any, must be real.
 
     Raises:
         DatasetUnavailable: the real data cannot be had.
     """
-    dataset = data.load(plan.dataset, "real")
-    source = {"name": dataset.name, "source": dataset.source, "digest": dataset.digest()}
+    source = None
+    if plan.dataset:
+        dataset = data.load(plan.dataset, "real")
+        source = {"name": dataset.name, "source": dataset.source, "digest": dataset.digest()}
     card = {
         "recipe": plan.recipe,
         "number": plan.number,
@@ -151,12 +160,11 @@ def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any
     with Stopwatch() as watch:
         for seed in experiment.seeds:
             print(f"{experiment.name}, seed {seed}", file=sys.stderr)
-            config = dataclasses.replace(experiment.config, data="real", seed=seed)
-            figures.append(_figures(run(config)))
+            figures.append(_figures(run(_with(experiment.config, data="real", seed=seed))))
     return {
         "name": experiment.name,
         "flags": _flags(experiment.config),
-        "config": _plain(dataclasses.replace(experiment.config, data="real")),
+        "config": _plain(_with(experiment.config, data="real")),
         "seeds": list(experiment.seeds),
         "shown": list(experiment.shown),
         "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
@@ -167,6 +175,12 @@ def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any
     }
 
 
+def _with(config: Any, **changes: Any) -> Any:
+    """The config with those of the changes that it has a field for: not every recipe has a seed."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: v for name, v in changes.items() if name in names})
+
+
 def _figures(result: Any) -> dict[str, float]:
     """The numbers of a result, and the last number of each of its series."""
     last = {name: v[-1] if isinstance(v, tuple) else v for name, v in _plain(result).items()}
@@ -174,11 +188,20 @@ def _figures(result: Any) -> dict[str, float]:
 
 
 def _flags(config: Any) -> str:
-    """The flags that make this config out of the default one."""
-    pairs = [
-        (name, value) for name, value in _plain(config).items() if value != getattr(type(config)(), name)
-    ]
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in pairs)
+    """The arguments that make this config out of the default one, for a shell."""
+    words, default = [], type(config)()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flag = f"--{field.name.replace('_', '-')}"
+        if value == getattr(default, field.name):
+            continue
+        if field.metadata.get("positional"):
+            words.insert(0, shlex.quote(value))
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -207,7 +230,7 @@ def table() -> str:
             flags = f'ARGS="{experiment["flags"]}"' if experiment["flags"] else ""
             cells = [
                 experiment["name"],
-                f"`{' '.join([card['command'], 'DATA=real', flags]).strip()}`",
+                f"`{' '.join([card['command'], 'DATA=real' if card['data'] else '', flags]).strip()}`",
                 ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
                 experiment["source"] or "–",
                 experiment["published"] or "–",

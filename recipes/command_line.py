@@ -76,15 +76,32 @@ def _parse(recipe: str, profiles: Mapping[Profile, Any], arguments: Sequence[str
     words = [part for argument in arguments for part in argument.split("=", 1)]
     named = [value for flag, value in itertools.pairwise(words) if flag == "--profile"]
     default = profiles.get(named[-1] if named else "quick", profiles["quick"])
+    config = _with_positionals(default)
     command = dataclasses.make_dataclass(
-        "Command", [("config", type(default), default), ("output", Output, Output())], frozen=True
+        "Command", [("config", type(config), config), ("output", Output, Output())], frozen=True
     )
     # tyro would describe the class, whose docstring dataclasses made up
     title = f"Recipe: {recipe.replace('_', ' ')}."
     parsed = shell.parse(
         tyro.conf.OmitArgPrefixes[command], f"recipes.{recipe}", arguments, description=title
     )
-    return parsed.config, parsed.output
+    return type(default)(**vars(parsed.config)), parsed.output
+
+
+def _with_positionals(config: Any) -> Any:
+    """The same config, of a class in which tyro sees that fields marked so take no flag.
+
+    A recipe that must import without tyro says `field(metadata={"positional": True})`.
+    """
+    fields = [
+        (field.name, tyro.conf.Positional[field.type if isinstance(field.type, type) else str], field)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("positional")
+    ]
+    if not fields:
+        return config
+    marked = dataclasses.make_dataclass(type(config).__name__, fields, bases=(type(config),), frozen=True)
+    return marked(**vars(config))
 
 
 def _check(config: Any, output: Output, profiles: Mapping[Profile, Any]) -> None:

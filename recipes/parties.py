@@ -1,0 +1,361 @@
+"""Real parties: a process each, which talk over TCP, know each other, and count rounds and bytes.
+
+`run_processes` starts the roles of a protocol on this machine and gives back what each of them
+returned. In each process `serve` runs the protocol with a `Network`: authenticated connections to
+every other role. If one of them dies, all end, and one line says which it was.
+
+Every two roles prove to each other that they know the run's secret (HMAC-SHA256 over both roles and
+two nonces), which travels to the processes on their standard input. What follows is neither
+encrypted nor authenticated: it stays on the loopback interface of one machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+PROTOCOL = "secure-private-ai-cookbook parties 1"
+HEADER_BYTES = 4
+"""Every message is preceded by its length, 4 bytes, lowest first."""
+
+PATIENCE = 30.0
+"""Seconds that a role waits for another before it takes it for lost."""
+
+_HELLO_BYTES = 1024  # of strangers no more is read
+_GRACE = 2.0  # seconds that the others have to end by themselves once a role has died
+
+
+class PartyLost(OSError):
+    """A role of the protocol died, closed its connection, or kept silent for too long."""
+
+
+# ---- in a party's process
+
+
+class Network:
+    """The connections of one role to all others.
+
+    `sent` counts the bytes sent to each role since the handshake, headers included, and `rounds`
+    the calls of `exchange`.
+    """
+
+    def __init__(
+        self, role: str, addresses: Mapping[str, tuple[str, int]], secret: bytes, listener: socket.socket
+    ) -> None:
+        """Connect to every other role of `addresses`; return when all connections stand.
+
+        Args:
+            role: which of the roles this process plays.
+            addresses: host and port of each role.
+            secret: what all roles know, and nobody else.
+            listener: a listening socket at this role's address.
+
+        Raises:
+            PartyLost: a role cannot be reached in `PATIENCE` seconds.
+        """
+        import asyncio  # here, as most who import this module for its constants never need it
+
+        self.role, self.rounds = role, 0
+        self.sent = dict.fromkeys((other for other in addresses if other != role), 0)
+        self._secret = secret
+        self._loop = asyncio.new_event_loop()
+        self._streams: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._loop.run_until_complete(self._join(addresses, listener))
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self._leave())
+        self._loop.close()
+
+    async def _leave(self) -> None:
+        """Close every connection, and end what still waits for one."""
+        import asyncio
+
+        for _, writer in self._streams.values():
+            writer.close()
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    def send(self, messages: Mapping[str, bytes]) -> None:
+        """Send each role its message."""
+        self._run(self._transfer(messages, ()))
+
+    def receive(self, role: str) -> bytes:
+        """The next message of a role.
+
+        Raises:
+            PartyLost: it has closed the connection, or kept silent for `PATIENCE` seconds.
+        """
+        return self._run(self._transfer({}, [role]))[role]
+
+    def exchange(self, messages: Mapping[str, bytes]) -> dict[str, bytes]:
+        """One round: send each role its message, and get one from each of them.
+
+        Raises:
+            PartyLost: as `receive`.
+        """
+        self.rounds += 1
+        return self._run(self._transfer(messages, messages))
+
+    def _run(self, work: Any) -> dict[str, bytes]:
+        return self._loop.run_until_complete(work)
+
+    async def _transfer(self, messages: Mapping[str, bytes], sources: Collection[str]) -> dict[str, bytes]:
+        """Send and receive at the same time, so that no two wait for each other to read."""
+        import asyncio
+
+        sending = [self._write(role, message) for role, message in messages.items()]
+        receiving = [self._read(role) for role in sources]
+        done = await asyncio.gather(*sending, *receiving)
+        return dict(zip(sources, done[len(sending) :], strict=True))
+
+    async def _write(self, role: str, message: bytes) -> None:
+        import asyncio
+
+        _, writer = self._streams[role]
+        writer.writelines([len(message).to_bytes(HEADER_BYTES, "little"), message])
+        self.sent[role] += HEADER_BYTES + len(message)
+        try:
+            await asyncio.wait_for(writer.drain(), PATIENCE)
+        except (TimeoutError, OSError) as error:
+            raise PartyLost(f"{self.role} lost {role}") from error
+
+    async def _read(self, role: str) -> bytes:
+        import asyncio
+
+        try:
+            return await asyncio.wait_for(_frame(self._streams[role][0]), PATIENCE)
+        except (TimeoutError, OSError, EOFError) as error:
+            raise PartyLost(f"{self.role} lost {role}") from error
+
+    # ---- making each other's acquaintance
+
+    async def _join(self, addresses: Mapping[str, tuple[str, int]], listener: socket.socket) -> None:
+        """Connect to the roles that are named before this one, and wait for the others to connect."""
+        import asyncio
+
+        roles = list(addresses)
+        mine = roles.index(self.role)
+        self._awaited, self._complete = set(roles[mine + 1 :]), asyncio.Event()
+        server = await asyncio.start_server(self._welcome, sock=listener)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(self._call(role, *addresses[role]) for role in roles[:mine]))
+                if self._awaited:
+                    await self._complete.wait()
+        except (OSError, EOFError, TimeoutError) as error:
+            absent = ", ".join(role for role in roles if role != self.role and role not in self._streams)
+            raise PartyLost(f"{self.role} could not reach {absent}") from error
+        finally:
+            server.close()  # from here on nobody is let in
+
+    async def _call(self, role: str, host: str, port: int) -> None:
+        """Connect to a role, and prove to each other who we are."""
+        import asyncio
+
+        reader, writer = await asyncio.open_connection(host, port)
+        hello = {"protocol": PROTOCOL, "from": self.role, "to": role, "nonce": secrets.token_hex(16)}
+        _put(writer, hello)
+        answer = json.loads(await _frame(reader, _HELLO_BYTES))
+        proof = self._proof("accept", self.role, role, hello["nonce"], str(answer["nonce"]))
+        if not hmac.compare_digest(proof, str(answer["proof"])):
+            raise PartyLost(f"{self.role} was answered by a stranger in place of {role}")
+        _put(writer, {"proof": self._proof("call", self.role, role, hello["nonce"], answer["nonce"])})
+        self._keep(role, reader, writer)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Let an awaited role in; turn everybody else away, with one line."""
+        import asyncio
+
+        try:
+            hello, nonce = (
+                json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5)),
+                secrets.token_hex(16),
+            )
+            role = hello["from"]
+            if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
+                raise ValueError
+            _put(
+                writer,
+                {"nonce": nonce, "proof": self._proof("accept", role, self.role, hello["nonce"], nonce)},
+            )
+            answer = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
+            proof = self._proof("call", role, self.role, hello["nonce"], nonce)
+            if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
+                raise ValueError
+        except (OSError, EOFError, TimeoutError, ValueError, TypeError, KeyError):
+            peer = writer.get_extra_info("peername")
+            print(
+                f"{self.role}: a stranger at {peer[0]}:{peer[1]} was turned away", file=sys.stderr, flush=True
+            )
+            writer.close()
+            return
+        self._keep(role, reader, writer)
+        self._awaited.remove(role)
+        if not self._awaited:
+            self._complete.set()
+
+    def _proof(self, *words: str) -> str:
+        """HMAC of the words by the secret that all roles share, in hexadecimal."""
+        return hmac.new(self._secret, json.dumps(words).encode(), hashlib.sha256).hexdigest()
+
+    def _keep(self, role: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.set_write_buffer_limits(high=0)  # `drain` then waits until all is sent
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._streams[role] = reader, writer
+
+
+def _put(writer: asyncio.StreamWriter, message: Mapping[str, str]) -> None:
+    body = json.dumps(message).encode()
+    writer.writelines([len(body).to_bytes(HEADER_BYTES, "little"), body])
+
+
+async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
+    size = int.from_bytes(await reader.readexactly(HEADER_BYTES), "little")
+    if size > limit:
+        raise ValueError(f"a message of {size} bytes where {limit} are the most")
+    return await reader.readexactly(size)
+
+
+def serve(main: Callable[[Network, Any], Any]) -> None:
+    """Play a role in a process that `run_processes` started: its result goes to standard output.
+
+    Args:
+        main: network, this role's settings -> a result that JSON can hold.
+    """
+    start = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    listener = socket.socket(fileno=start["listener"])
+    addresses = {role: tuple(address) for role, address in start["addresses"].items()}
+    try:
+        with Network(start["role"], addresses, bytes.fromhex(start["secret"]), listener) as network:
+            said = {"result": main(network, start["settings"])}
+    except PartyLost as error:
+        said = {"lost": str(error)}
+    except Exception as error:
+        said = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(said), flush=True)
+    raise SystemExit(0 if "result" in said else 1)
+
+
+def _end_with_the_parent() -> None:
+    """Whoever started us holds our standard input open for as long as it lives."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+# ---- in the process that starts the others
+
+
+def run_processes(program: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a process for each role, and give back what each of them returned.
+
+    Args:
+        program: a module that calls `serve` when it is run (`python -m program`).
+        settings: for each role what it is told, and no other role is; values that JSON can hold.
+
+    Raises:
+        PartyLost: a role died, or failed; all others have been stopped.
+    """
+    secret, listeners = (
+        secrets.token_hex(32),
+        {role: socket.create_server(("127.0.0.1", 0)) for role in settings},
+    )
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+    processes: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for role, listener in listeners.items():
+            processes[role] = _started(program, listener)
+            start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
+            processes[role].stdin.write(json.dumps(start | {"settings": settings[role]}) + "\n")
+            processes[role].stdin.flush()
+            listener.close()
+        return _results(processes)
+    except BrokenPipeError as error:
+        raise PartyLost(f"{role} ended before it began") from error
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+        for listener in listeners.values():
+            listener.close()
+
+
+def _started(program: str, listener: socket.socket) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603 - this Python, our own module
+        [sys.executable, "-m", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,  # Ctrl-C comes to us, and we end the others
+        text=True,
+    )
+
+
+def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
+    """Wait for all to end well, or for one to fail."""
+    said: dict[str, str] = {}
+    readers = [_reader(role, process, said) for role, process in processes.items()]
+    while any(process.poll() is None for process in processes.values()):
+        if any(process.returncode for process in processes.values()):
+            _give_grace(processes.values())
+            break
+        time.sleep(0.01)
+    for process in processes.values():
+        process.kill()
+        process.wait()
+    for reader in readers:
+        reader.join()
+    _complain(processes, said)
+    return {role: json.loads(said[role])["result"] for role in processes}
+
+
+def _reader(role: str, process: subprocess.Popen[str], said: dict[str, str]) -> threading.Thread:
+    """A thread that takes in what a process says, so that it never waits for a full pipe."""
+    thread = threading.Thread(target=lambda: said.__setitem__(role, process.stdout.read()))
+    thread.start()
+    return thread
+
+
+def _give_grace(processes: Iterable[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + _GRACE
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(0.01)
+
+
+def _complain(processes: Mapping[str, subprocess.Popen[str]], said: Mapping[str, str]) -> None:
+    """If a role failed, name the cause rather than those that it took along."""
+    failed = [role for role, process in processes.items() if process.returncode]
+    if not failed:
+        return
+    reports = {role: json.loads(said[role]) for role in failed if said[role].strip()}
+    for role in failed:
+        code = processes[role].returncode
+        if role not in reports:
+            how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+            raise PartyLost(f"{role} {how}; the others have been stopped")
+    for kind in ("error", "lost"):
+        for role, report in reports.items():
+            if kind in report:
+                told = f"{role} failed: {report[kind]}" if kind == "error" else report[kind]
+                raise PartyLost(f"{told}; the others have been stopped")

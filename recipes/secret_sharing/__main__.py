@@ -1,0 +1,3 @@
+from recipes.secret_sharing import main
+
+main()

@@ -1,0 +1,413 @@
+"""The calculator: a Python expression, of which every number is shared and only the result opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from recipes.parties import Network, PartyLost, run_processes
+from recipes.secret_sharing import arithmetic, costs, processes
+from recipes.secret_sharing.expression import Program, parse
+from recipes.secret_sharing.field import CHAPTER_PRIME, Field
+from recipes.secret_sharing.rehearsal import Known, rehearse
+from recipes.secret_sharing.schemes import Additive, Authenticated, CheaterDetected, Shamir
+from recipes.secret_sharing.session import Session
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scheme = Literal["additive", "shamir", "authenticated"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is computed, on which shares, and who cheats."""
+
+    expression: str = field(default="(17 + 5) * 3.5 < 80", metadata={"positional": True})
+    """Numbers with + - * / ** < <= > >= == !=, parentheses, and `x if y < z else w`."""
+    parties: int = 3
+    """Parties that hold shares, 2 to 100."""
+    scheme: Scheme | None = None
+    """How numbers are shared; additive, or authenticated if somebody cheats."""
+    threshold: int | None = None
+    """With Shamir's scheme: so many shares tell nothing, one more reconstructs; (parties - 1) / 2."""
+    prime: int = CHAPTER_PRIME
+    """The modulus, an odd prime below 2^48."""
+    fraction_bits: int = 12
+    """Binary places of decimals: they are multiples of 2^-12."""
+    truncation: Literal["exact", "probabilistic"] = "exact"
+    """How products of decimals are rounded: exact, or in one round, with a small chance of nonsense."""
+    integer_bits: int = 12
+    """With probabilistic truncation: products of decimals are smaller than 2^12."""
+    processes: bool = False
+    """Run the user, the dealer and each party as a process of its own, over TCP on this machine."""
+    cheat: int | None = None
+    """A party, counted from 0, that adds 1 to whatever it opens."""
+    show_shares: bool = False
+    """Print every party's share of every number."""
+    data: Literal["auto", "real", "embedded"] = "auto"
+    """Where the picture comes from that --plot shows shared."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.scheme != "shamir":
+            raise ValueError("threshold belongs to Shamir's scheme: say --scheme shamir, or leave it out")
+        self.session()
+
+    def sharing(self) -> Additive:
+        """The scheme."""
+        over = Field(self.prime)
+        if self.scheme == "shamir":
+            return Shamir(self.parties, over, self.threshold)
+        if self.scheme == "authenticated" or (self.scheme is None and self.cheat is not None):
+            return Authenticated(self.parties, over)
+        return Additive(self.parties, over)
+
+    def session(self, **options: Any) -> Session:
+        """A computation with these settings."""
+        return Session(
+            self.sharing(),
+            fraction_bits=self.fraction_bits,
+            truncation=self.truncation,
+            integer_bits=self.integer_bits,
+            cheater=self.cheat,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out, what the parties saw, and what it cost."""
+
+    expression: str
+    value: bool | int | float | None
+    """What was opened; None if a cheater was caught before."""
+    expected: bool | int | float
+    """The same expression in exact arithmetic."""
+    error_bound: float
+    """What the rounding of decimals can make value and expected differ at most; for a comparison 0, or
+    1 if its sides are closer than that."""
+    failure_probability: float
+    """A bound on the probability that probabilistic truncation made the value nonsense."""
+    scheme: str
+    parties: int
+    threshold: int
+    """So many shares say nothing."""
+    processes: bool
+    rounds: int
+    """Rounds between the parties, for the checks and the opening of the result, too."""
+    bytes_sent: int
+    """Between the parties, headers included."""
+    bytes_offline: int
+    """From the dealer, which needs to know the expression, but not its numbers."""
+    bytes_inputs: int
+    """From the user to the parties, and from the dealer to the user."""
+    triples: int
+    """Beaver triples used up."""
+    numbers_dealt: int
+    """Numbers that each party got from the dealer."""
+    numbers_opened: int
+    """Masked numbers that all parties saw."""
+    cheater_detected: bool
+    cheaters: tuple[int, ...]
+    """Which parties cheated, where the scheme can tell."""
+    verdict: str
+    """How the cheating ended, in words."""
+    shares: tuple[tuple[int, ...], ...]
+    """For each party its shares of the numbers, in the expression's order."""
+    config: Config = field(repr=False)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the value is the expected one, to the error bound."""
+        return self.value is not None and abs(self.value - self.expected) <= self.error_bound
+
+
+# ---- on shares
+
+
+def compute(program: Program, session: Session, numbers: list[int | float] | None) -> dict[str, Any]:
+    """Play all roles that live in this process, and report what they saw.
+
+    Args:
+        program: the public expression.
+        session: the shares' scheme, and the link to the other roles.
+        numbers: what the user knows; None in other roles.
+
+    Returns:
+        value, verdict, cheaters, shares (`[k][numbers]`), numbers_dealt, numbers_opened, triples and
+        the link's traffic; for a `recipes.parties` message.
+    """
+    session.record = []
+    held: dict[int, arithmetic.Shared] = {}
+
+    def shared(index: int) -> arithmetic.Shared:
+        bits = session.fraction_bits if program.decimals[index] else 0
+        residues = session.encode(numbers[index])[0] if numbers else None
+        held[index] = session.input((), bits, residues)
+        return held[index]
+
+    value, verdict, cheaters = None, "", ()
+    try:
+        value = session.decrypt(program.evaluate(shared, arithmetic.select))
+        cheaters = sorted(session.liars)
+        if cheaters:
+            verdict = f"party {cheaters[0]} opened wrong shares, which were corrected"
+    except CheaterDetected as error:
+        verdict, cheaters = str(error), error.parties
+    except PartyLost:
+        if session.link.here:
+            raise
+        verdict = "the parties have stopped"  # which the dealer and the user cannot know beforehand
+    seen = {
+        source: [rows.size for one, rows in session.record if one == source]
+        for source in ("dealer", "parties")
+    }
+    here = max(len(session.link.here), 1)
+    return {
+        "value": value,
+        "verdict": verdict,
+        "cheaters": list(cheaters),
+        "shares": [[int(held[i].shares[k, 0]) for i in sorted(held)] for k in range(len(session.link.here))],
+        "numbers_dealt": sum(seen["dealer"]) // here,
+        "numbers_opened": sum(seen["parties"]) // here,
+        "triples": session.triples_used,
+        "truncations": session.truncations,
+        "traffic": vars(session.link.traffic),
+    }
+
+
+def compute_in_processes(config: Config) -> dict[str, Any]:
+    """`compute` with a process for every role, and their reports put together.
+
+    Raises:
+        PartyLost: a process died; all others have been stopped.
+    """
+    program, numbers = parse(config.expression)
+    public = {**vars(config), "expression": program.text, "decimals": program.decimals, "numbers": None}
+    settings = dict.fromkeys(processes.roles(config.parties), public)
+    settings[processes.USER] = public | {"numbers": numbers}
+    reports = run_processes("recipes.secret_sharing.processes", settings)
+    of_parties = [reports[processes.party(i)] for i in range(config.parties)]
+    first = of_parties[0]
+    if any(
+        (one["value"], one["traffic"]["rounds"]) != (first["value"], first["traffic"]["rounds"])
+        for one in of_parties
+    ):
+        raise PartyLost("the parties report different results")
+    traffic = [report["traffic"] for report in reports.values()]
+    return first | {
+        "shares": [report["shares"][0] for report in of_parties],
+        "traffic": {name: sum(one[name] for one in traffic) for name in ("online", "offline", "inputs")}
+        | {"rounds": first["traffic"]["rounds"]},
+    }
+
+
+def play(network: Network, settings: dict[str, Any]) -> dict[str, Any]:
+    """One role in a process of its own."""
+    program = Program(settings.pop("expression"), tuple(settings.pop("decimals")))
+    numbers = settings.pop("numbers")
+    config = Config(**settings)
+    link = processes.Remote(network, config.parties)
+    return compute(program, config.session(link=link), numbers)
+
+
+def run(config: Config) -> Result:
+    """Compute `config.expression` on shares.
+
+    Raises:
+        ValueError: the expression cannot be computed, or leaves the field on the way.
+        PartyLost: a process died.
+    """
+    program, numbers = parse(config.expression)
+    session = config.session()
+    known = rehearse(program, numbers, session)
+    report = compute_in_processes(config) if config.processes else compute(program, session, numbers)
+    scheme, traffic = session.scheme, report["traffic"]
+    as_bool = program.is_comparison and report["value"] in (0, 1)  # under a cheater it may be anything
+    return Result(
+        expression=config.expression,
+        value=bool(report["value"]) if as_bool else report["value"],
+        expected=_plain(known, program),
+        error_bound=float(known.error),
+        failure_probability=min(1.0, report["truncations"] * session.failure_probability),
+        scheme=scheme.name,
+        parties=scheme.parties,
+        threshold=scheme.needed - 1,
+        processes=config.processes,
+        rounds=traffic["rounds"],
+        bytes_sent=traffic["online"],
+        bytes_offline=traffic["offline"],
+        bytes_inputs=traffic["inputs"],
+        triples=report["triples"],
+        numbers_dealt=report["numbers_dealt"],
+        numbers_opened=report["numbers_opened"],
+        cheater_detected=bool(report["verdict"]),
+        cheaters=tuple(report["cheaters"]),
+        verdict=report["verdict"],
+        shares=tuple(tuple(shares) for shares in report["shares"]),
+        config=config,
+    )
+
+
+def _plain(known: Known, program: Program) -> bool | int | float:
+    if program.is_comparison:
+        return bool(known.value)
+    return int(known.value) if known.fraction_bits == 0 else float(known.value)
+
+
+# ---- what a reader sees
+
+
+def describe(result: Result) -> str:
+    """The result in words and tables."""
+    return "\n\n".join([_outcome(result), _views(result), _account(result), cost_table(result.config)])
+
+
+def _outcome(result: Result) -> str:
+    lines = [f"{result.expression}  =  {result.value}   (in the clear: {result.expected})"]
+    if result.value is None:
+        lines = [f"{result.expression}  was not opened: {result.verdict}"]
+    elif result.verdict:
+        lines.append(f"caught: {result.verdict}")
+    elif result.config.cheat is not None:
+        right = "right all the same" if result.agrees else "WRONG"
+        lines.append(
+            f"party {result.config.cheat} cheated, which {result.scheme} shares do not show: {right}"
+        )
+    elif not result.agrees:
+        lines.append("WRONG: a truncation has failed")
+    elif result.error_bound >= 1 and isinstance(result.value, bool):
+        lines.append("the two sides are closer than decimals are exact: it might as well be the opposite")
+    elif result.error_bound:
+        lines.append(f"decimals are rounded: the value is right to {result.error_bound:.2g}")
+    if result.failure_probability:
+        lines.append(f"with a probability of at most {result.failure_probability:.2g} it is nonsense")
+    return "\n".join(lines)
+
+
+def _views(result: Result) -> str:
+    lines = [
+        f"{len(result.shares[0])} numbers, shared among {result.parties} parties ({result.scheme}) modulo"
+        f" {result.config.prime}; {result.threshold} of the parties together know nothing of them"
+    ]
+    for party, shares in enumerate(result.shares):
+        told = ", ".join(map(str, shares)) if result.config.show_shares else f"{len(shares)} shares"
+        lines.append(
+            f"party {party} saw {told}; {result.numbers_dealt:,} random numbers;"
+            f" {result.numbers_opened:,} opened, all masked but the result"
+        )
+    return "\n".join(lines)
+
+
+def _account(result: Result) -> str:
+    where = "counted on the sockets" if result.processes else "as they would be sent"
+    return (
+        f"{result.rounds} rounds, {result.bytes_sent:,} bytes between the parties ({where}),"
+        f" {result.triples:,} triples; {result.bytes_offline:,} bytes from the dealer,"
+        f" {result.bytes_inputs:,} for the inputs"
+    )
+
+
+def cost_table(config: Config) -> str:
+    """What every operation costs with these settings, by formula."""
+    scheme = config.sharing()
+    lines = [f"{'one operation':26} rounds  opened  triples   bytes sent   bytes dealt"]
+    for name, cost in costs.operations(scheme.field, config.fraction_bits).items():
+        online, offline = cost.online_bytes(scheme), cost.offline_bytes(scheme)
+        lines.append(
+            f"{name:26} {cost.rounds:6} {cost.opened:7,} {cost.triples:8,} {online:12,} {offline:13,}"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: Result) -> Figure:
+    """A picture, its shares and their sum; below it, what the operations cost."""
+    from matplotlib.figure import Figure
+
+    from recipes.data import load
+
+    data = load("fashion-mnist", result.config.data)
+    session = result.config.session()
+    picture = session.encrypt(data.train.images[0].astype(np.int64))
+    shown = {f"party {i}": picture.shares[i, 0] for i in range(min(session.scheme.parties, 4))}
+    session.cheater = None
+    shown = {"secret": data.train.images[0], **shown, "put together": session.decrypt(picture)}
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=[1, 2])
+    above.suptitle(f"A picture ({data.name}, {data.source}) and its {result.scheme} shares", fontsize=10)
+    for axes, (title, pixels) in zip(above.subplots(1, len(shown)), shown.items(), strict=True):
+        axes.imshow(pixels, cmap="gray_r")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    _plot_costs(below.subplots(1, 2, sharey=True), result.config)
+    return figure
+
+
+def _plot_costs(axes: np.ndarray, config: Config) -> None:
+    """Rounds and bytes of each operation that talks, as bars."""
+    scheme = config.sharing()
+    table = costs.operations(scheme.field, config.fraction_bits)
+    talking = {name: cost for name, cost in table.items() if cost.rounds}
+    amounts = {
+        "rounds": [cost.rounds for cost in talking.values()],
+        f"bytes between {scheme.parties} parties": [cost.online_bytes(scheme) for cost in talking.values()],
+    }
+    for axis, (title, values) in zip(axes, amounts.items(), strict=True):
+        bars = axis.barh(list(talking), values)
+        axis.bar_label(bars, [f"{value:,}" for value in values], padding=2, fontsize=8)
+        axis.set(xscale="log", xlim=(0.5, max(values) * 8), title=title)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+
+
+# ---- the command line
+
+PROFILES = {
+    "quick": Config(),
+    "full": Config(
+        "(22 / 7 - 3) * 100 if 2 ** 10 > 1000 else 0.5", parties=5, scheme="authenticated", processes=True
+    ),
+}
+
+
+def main() -> None:
+    """The command line."""
+    from recipes import cards, command_line  # which import more than this recipe's functions need
+
+    plan = cards.Plan(
+        recipe="secret_sharing",
+        number=2,
+        question="Can three parties compute with numbers that none of them knows?",
+        experiments=(
+            cards.Experiment(
+                "add and multiply, compare",
+                Config(),
+                shown=("rounds", "bytes_sent", "triples"),
+            ),
+            cards.Experiment(
+                "the same with MACs, every party a process",
+                Config(scheme="authenticated", processes=True),
+                shown=("rounds", "bytes_sent", "triples"),
+            ),
+            cards.Experiment(
+                "divide",
+                Config("22 / 7"),
+                shown=("value", "rounds", "bytes_sent"),
+            ),
+            cards.Experiment(
+                "a cheater among three, caught by MACs",
+                Config(cheat=1),
+                shown=("cheater_detected",),
+            ),
+            cards.Experiment(
+                "a cheater among five, corrected by Shamir's scheme",
+                Config("(17 + 5) * 3.5", scheme="shamir", parties=5, cheat=1),
+                shown=("cheater_detected", "value"),
+            ),
+        ),
+    )
+    command_line.main("secret_sharing", run, plot, describe, PROFILES, plan)

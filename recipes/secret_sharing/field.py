@@ -1,0 +1,215 @@
+"""Arithmetic modulo a prime, on whole arrays, exactly.
+
+A residue is an integer from 0 to prime - 1; arrays of residues are uint64 of any shape. Signed
+integers stand for residues as two's complement does for bits: -1 is prime - 1.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+CHAPTER_PRIME = 67280421310721
+"""The source chapter's modulus, a prime of 46 bits."""
+
+Draw = Callable[[int], bytes]
+"""Where randomness comes from: a number of bytes to so many bytes. Tests put in their own."""
+
+_PIECE = 1 << 15  # residues worked on at a time: intermediate arrays then stay in the processor's cache
+_SIX_BYTES = 48  # bits of randomness behind one residue, which must exceed those of the prime
+
+
+@dataclass(frozen=True)
+class Field:
+    """The integers modulo a prime between 3 and 2^48.
+
+    Raises:
+        ValueError: `prime` is not an odd prime below 2^48.
+    """
+
+    prime: int = CHAPTER_PRIME
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.prime, int)
+            or not 3 <= self.prime < 1 << _SIX_BYTES
+            or not _is_prime(self.prime)
+        ):
+            raise ValueError(f"the modulus is {self.prime}: it must be an odd prime below 2^48")
+
+    @property
+    def bits(self) -> int:
+        """Binary digits of the prime (l in the papers)."""
+        return self.prime.bit_length()
+
+    @property
+    def largest(self) -> int:
+        """The largest signed integer, (prime - 1) / 2."""
+        return self.prime // 2
+
+    @cached_property
+    def _p(self) -> np.uint64:
+        return np.uint64(self.prime)
+
+    # ---- between integers and residues
+
+    def encode(self, integers: Any) -> np.ndarray:
+        """Signed integers, an int or an array of any integer dtype, as residues.
+
+        Raises:
+            ValueError: not integers, or beyond ±(prime - 1) / 2.
+        """
+        given = np.asarray(integers)
+        if given.dtype == object and all(isinstance(one, int) for one in given.flat):
+            self._refuse(max(given.flat, key=abs))  # Python's integers know no bounds, NumPy's do
+        if given.dtype.kind not in "iub":
+            raise ValueError(f"{_short(integers)} is no integer, nor an array of integers")
+        if given.size:
+            for extreme in (given.min(), given.max()):
+                if abs(int(extreme)) > self.largest:
+                    self._refuse(int(extreme))
+        return _piecewise(self._encode, np.uint64, given)
+
+    def _encode(self, integers: np.ndarray) -> np.ndarray:
+        residues = integers.astype(np.int64)
+        residues += (residues < 0) * np.int64(self.prime)
+        return residues.astype(np.uint64)
+
+    def _refuse(self, integer: int) -> None:
+        raise ValueError(
+            f"{_short(integer)} is too large: modulo {self.prime} integers reach from"
+            f" -{self.largest} to {self.largest}"
+        )
+
+    def decode(self, residues: np.ndarray) -> np.ndarray:
+        """Residues as signed integers, int64."""
+        return _piecewise(self._decode, np.int64, np.asarray(residues))
+
+    def _decode(self, residues: np.ndarray) -> np.ndarray:
+        signed = residues.astype(np.int64)
+        signed -= (signed > self.largest) * np.int64(self.prime)
+        return signed
+
+    def bits_of(self, residues: np.ndarray, count: int) -> np.ndarray:
+        """The lowest `count` binary digits: `[*shape]` uint64 to `[count, *shape]` int64, lowest first."""
+        places = np.arange(count, dtype=np.uint64).reshape(-1, *[1] * np.ndim(residues))
+        return ((residues >> places) & np.uint64(1)).astype(np.int64)
+
+    # ---- residues, element by element with NumPy's broadcasting
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x + y."""
+        return _piecewise(lambda x, y: self._once(x + y), np.uint64, x, y)
+
+    def subtract(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x - y."""
+        return _piecewise(lambda x, y: self._once(x + (self._p - y)), np.uint64, x, y)
+
+    def multiply(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x * y, exact although the product has up to 96 bits.
+
+        In floating point x * y / prime is right to 3 * 2^-53 of itself, so less than one for a
+        prime below 2^50, and its integer part q is the true quotient or one beside it. What is left,
+        x * y - q * prime, then lies between -prime and 2 * prime, so that 64 bits hold it although
+        they hold neither product.
+        """
+        return _piecewise(self._multiply, np.uint64, x, y)
+
+    def _multiply(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        quotient = np.multiply(x, y, dtype=np.float64)
+        quotient *= 1 / self.prime
+        with np.errstate(over="ignore"):
+            rest = x * y - quotient.astype(np.uint64) * self._p + self._p
+        return self._once(self._once(rest))
+
+    def total(self, residues: np.ndarray) -> np.ndarray:
+        """The sum over the first axis."""
+        rows = list(residues)
+        while len(rows) > 1:  # NumPy goes through at most 32 arrays at once
+            rows = [*rows[16:], _piecewise(self._total, np.uint64, *rows[:16])]
+        return rows[0]
+
+    def _total(self, *rows: np.ndarray) -> np.ndarray:
+        result = rows[0]
+        for row in rows[1:]:
+            result = self._once(result + row)
+        return result
+
+    def power(self, x: np.ndarray, exponent: int) -> np.ndarray:
+        """x to a non-negative power, by repeated squaring."""
+        result = np.ones_like(x)
+        for digit in f"{exponent:b}":
+            result = self.multiply(result, result)
+            if digit == "1":
+                result = self.multiply(result, x)
+        return result
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """1 / x, by Fermat's little theorem; that of 0 is given as 0."""
+        return self.power(x, self.prime - 2)
+
+    def _once(self, x: np.ndarray) -> np.ndarray:
+        """x below 2 * prime to x modulo the prime: what is too small wraps, and becomes the larger."""
+        with np.errstate(over="ignore"):
+            return np.minimum(x, x - self._p)
+
+    # ---- chance
+
+    def random(self, shape: Sequence[int], draw: Draw = secrets.token_bytes) -> np.ndarray:
+        """Residues drawn uniformly, `[*shape]` uint64: those beyond the prime are drawn again."""
+        count = int(np.prod(shape, dtype=np.int64))
+        result, done = np.empty(count, np.uint64), 0
+        mask = np.uint16((1 << max(self.bits - 32, 0)) - 1)
+        while done < count:
+            wanted = min(_PIECE, count - done)
+            drawn = np.frombuffer(draw(6 * wanted), np.uint16)
+            low = drawn[: 2 * wanted].view(np.uint32).astype(np.uint64)
+            if self.bits > 32:
+                low |= (drawn[2 * wanted :] & mask).astype(np.uint64) << np.uint64(32)
+            else:
+                low &= np.uint64((1 << self.bits) - 1)
+            kept = low[low < self._p]
+            result[done : done + len(kept)] = kept
+            done += len(kept)
+        return result.reshape(shape)
+
+
+def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.ndarray) -> np.ndarray:
+    """`function(*arrays)`, for large arrays in pieces, so that intermediate results stay in the cache."""
+    if max(map(np.size, arrays)) <= _PIECE:
+        return function(*arrays)
+    inputs = [["readonly"]] * len(arrays)
+    pieces = np.nditer(
+        [*arrays, None],
+        ["external_loop", "buffered"],
+        [*inputs, ["writeonly", "allocate"]],
+        [*(array.dtype for array in arrays), dtype],
+        buffersize=_PIECE,
+    )
+    with pieces:
+        for *parts, result in pieces:
+            result[...] = function(*parts)
+        return pieces.operands[-1]
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
+
+
+def _is_prime(number: int) -> bool:
+    """Miller and Rabin's test, which is a proof below 3.3 * 10^24 with these bases."""
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+    if number < 2 or any(number % base == 0 for base in bases):
+        return number in bases
+    twos = ((number - 1) & -(number - 1)).bit_length() - 1
+    for base in bases:
+        x = pow(base, (number - 1) >> twos, number)
+        if x != 1 and all(pow(x, 1 << i, number) != number - 1 for i in range(twos)):
+            return False
+    return True

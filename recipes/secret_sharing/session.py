@@ -1,0 +1,421 @@
+"""A computation on shares: who takes part, what has been opened, and what it has cost so far.
+
+The same code runs in every role. What differs is the link: `Local` simulates all parties, the dealer
+and the user in one process, and its arrays hold every party's shares; in a process of its own
+(`recipes.secret_sharing.processes`) a party holds its own shares alone, and the dealer and the user,
+who take no part in the computing, hold none.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from recipes.parties import HEADER_BYTES
+from recipes.secret_sharing.arithmetic import Shared
+from recipes.secret_sharing.field import Draw, _short
+from recipes.secret_sharing.schemes import Additive, CheaterDetected
+
+Role = Literal["dealer", "user"]
+_SEED, _NONCE = 32, 32  # bytes
+
+
+@dataclass
+class Traffic:
+    """What has been sent, frames' headers of 4 bytes included."""
+
+    rounds: int = 0
+    """Rounds between the parties, each of which sends to each other one once."""
+    online: int = 0
+    """Bytes between the parties."""
+    offline: int = 0
+    """Bytes from the dealer, which can come before the numbers are known."""
+    inputs: int = 0
+    """Bytes from the user, and from the dealer to the user."""
+
+
+class Link(Protocol):
+    """How the roles of a computation reach each other. k is the number of parties in this process."""
+
+    here: Sequence[int]
+    """Which parties live in this process."""
+    traffic: Traffic
+
+    def hosts(self, role: Role) -> bool:
+        """Whether the role lives in this process."""
+
+    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """`make()` `[n, *shape]`, called where the source lives, gives each party its row: `[k, *shape]`."""
+
+    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+        """The source's values, at the target; elsewhere whatever."""
+
+    def exchange(self, rows: np.ndarray) -> np.ndarray:
+        """One round: every party sends its row of `[k, *shape]` to each other one: `[n, *shape]`."""
+
+
+class Local:
+    """All roles in one process. Bytes are counted as they would be sent."""
+
+    def __init__(self, parties: int) -> None:
+        self.here = range(parties)
+        self.traffic = Traffic()
+
+    def hosts(self, role: Role) -> bool:
+        """Yes."""
+        return True
+
+    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Everybody's rows."""
+        rows = make()
+        sent = len(rows) * HEADER_BYTES + rows.nbytes
+        if source == "dealer":
+            self.traffic.offline += sent
+        else:
+            self.traffic.inputs += sent
+        return rows
+
+    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        self.traffic.inputs += HEADER_BYTES + values.nbytes
+        return values
+
+    def exchange(self, rows: np.ndarray) -> np.ndarray:
+        """The rows themselves."""
+        others = len(rows) - 1
+        self.traffic.rounds += 1
+        self.traffic.online += others * (len(rows) * HEADER_BYTES + rows.nbytes)
+        return rows
+
+
+class Session:
+    """Shares numbers, computes on shares, and opens results.
+
+    Args:
+        scheme: how numbers are shared, among how many parties, over which field.
+        fraction_bits: f, binary places of decimals: they are multiples of 2^-f.
+        truncation: how products of decimals are rounded: exact, or probabilistic (one round).
+        integer_bits: with probabilistic truncation, products of decimals are promised to be
+            smaller than 2^integer_bits.
+        cheater: a party that adds 1 to whatever it opens.
+        link: how the roles reach each other; all in this process if not given.
+        draw: where randomness comes from; for tests.
+
+    Raises:
+        ValueError: numbers of so many bits have no room in the field, or there is no such party.
+    """
+
+    def __init__(
+        self,
+        scheme: Additive | None = None,
+        *,
+        fraction_bits: int = 12,
+        truncation: Literal["exact", "probabilistic"] = "exact",
+        integer_bits: int = 12,
+        cheater: int | None = None,
+        link: Link | None = None,
+        draw: Draw = secrets.token_bytes,
+    ) -> None:
+        self.scheme = scheme or Additive()
+        self.field = self.scheme.field
+        self.fraction_bits, self.integer_bits, self.truncation = fraction_bits, integer_bits, truncation
+        self.cheater = cheater
+        self._check_settings()
+        self.link = link or Local(self.scheme.parties)
+        self.draw = draw
+        self.triples_used = 0
+        self.truncations = 0
+        self.liars: frozenset[int] = frozenset()
+        """Parties whose wrong shares were corrected."""
+        self.record: list[tuple[str, np.ndarray]] | None = None
+        """If a list, what the parties here receive is appended: (from whom, `[k, ...]` residues)."""
+        self._opened: list[tuple[np.ndarray, np.ndarray]] = []  # values and MAC shares since the last check
+        self._key = self.field.random((), draw) if self.link.hosts("dealer") else None
+        self._key_shares = np.zeros(len(self.link.here), np.uint64)
+        if self.scheme.words == 2:
+            plain = Additive(self.scheme.parties, self.field)
+            self._key_shares = self.link.deal("dealer", lambda: plain.share(self._key, draw), (1,))[:, 0]
+
+    def _check_settings(self) -> None:
+        room = self.field.bits - 2
+        if not 0 <= self.fraction_bits <= room // 2:
+            raise ValueError(f"fraction_bits is {self.fraction_bits}: it must lie between 0 and {room // 2}")
+        if self.truncation == "probabilistic" and not 0 <= self.integer_bits <= room - 2 * self.fraction_bits:
+            raise ValueError(
+                f"integer_bits is {self.integer_bits}: with {self.fraction_bits} fraction bits it must lie"
+                f" between 0 and {room - 2 * self.fraction_bits}"
+            )
+        if self.cheater is not None and not 0 <= self.cheater < self.scheme.parties:
+            raise ValueError(f"party {self.cheater} cannot cheat: parties are 0 to {self.scheme.parties - 1}")
+
+    # ---- numbers in and out
+
+    def encrypt(self, numbers: Any) -> Shared:
+        """Share an int, a float or an array of them, as the user who knows them.
+
+        Raises:
+            ValueError: not a number, or too large for the field.
+        """
+        residues, fraction_bits = self.encode(numbers)
+        return self.input(residues.shape, fraction_bits, residues)
+
+    def input(self, shape: tuple[int, ...], fraction_bits: int, residues: np.ndarray | None = None) -> Shared:
+        """Numbers of the user, who alone gives `residues` `[*shape]`; every role calls this.
+
+        Without MACs the user deals shares. With MACs, which take the key that nobody knows, the
+        dealer shares a random mask r and tells it to the user, who sends x - r to all parties.
+        """
+        if residues is None:
+            residues = np.zeros(shape, np.uint64)
+        if self.scheme.words == 1:
+            rows = self.link.deal("user", lambda: self.scheme.share(residues, self.draw), (1, *shape))
+            self._note("user", rows)
+            return Shared(self, rows, fraction_bits)
+        mask = self.field.random(shape, self.draw)  # the dealer's counts
+        shared_mask = self._dealt(lambda: mask, shape)
+        mask = self.link.tell("dealer", "user", mask)
+        masked = np.broadcast_to(self.field.subtract(residues, mask), (self.scheme.parties, *shape))
+        rows = self.link.deal("user", lambda: masked, shape)
+        self._note("user", rows)
+        difference = rows[0] if len(rows) else np.zeros(shape, np.uint64)
+        return Shared(self, (shared_mask + self.public(difference)).shares, fraction_bits)
+
+    def decrypt(self, x: Shared, parties: Sequence[int] | None = None) -> Any:
+        """Open a number to everybody: an int or float, or an array of int64 or float64.
+
+        With MACs, what was opened before is checked first, so that nothing is told to a cheater, and
+        the result after.
+
+        Args:
+            x: what to open.
+            parties: only their shares have arrived (Shamir's stand in for missing ones); all if not
+                given.
+
+        Raises:
+            CheaterDetected: a share was changed.
+            ValueError: too few shares.
+        """
+        self.check()
+        residues = self.open(x.integers(), parties)
+        self.check()
+        integers = self.field.decode(residues)
+        values = integers / 2**x.fraction_bits if x.fraction_bits else integers
+        return values.item() if x.shape == () else values
+
+    def encode(self, numbers: Any) -> tuple[np.ndarray, int]:
+        """Residues `[*shape]` of public numbers, and their fraction bits: 0 for integers.
+
+        Raises:
+            ValueError: not a number, or too large for the field.
+        """
+        given = np.asarray(numbers)
+        if given.dtype.kind != "f":
+            return self.field.encode(numbers), 0
+        if not np.isfinite(given).all():
+            raise ValueError(f"{_short(numbers)} is not a finite number, so it cannot be shared")
+        scaled = np.rint(given.astype(np.float64) * 2**self.fraction_bits)
+        if np.abs(scaled).max(initial=0) > self.field.largest:
+            limit = self.field.largest / 2**self.fraction_bits
+            raise ValueError(
+                f"{_short(numbers)} is too large: with {self.fraction_bits} fraction bits modulo"
+                f" {self.field.prime} decimals reach from {-limit:.0f} to {limit:.0f}"
+            )
+        return self.field.encode(scaled.astype(np.int64)), self.fraction_bits
+
+    def constant(self, numbers: Any) -> Shared:
+        """Public numbers in the form of shares, which hide nothing. Local."""
+        residues, fraction_bits = self.encode(numbers)
+        return self.public(residues, fraction_bits)
+
+    def public(self, residues: np.ndarray, fraction_bits: int = 0) -> Shared:
+        """Public residues in the form of shares, which hide nothing. Local."""
+        shares = self.scheme.constant(residues, self.link.here, self._key_shares)
+        return Shared(self, shares, fraction_bits)
+
+    # ---- the one thing that parties send to each other
+
+    def open(self, x: Shared, parties: Sequence[int] | None = None) -> np.ndarray:
+        """The residues `[*shape]` that everybody sees. One round.
+
+        Raises:
+            CheaterDetected: Shamir's shares do not fit together, and cannot be corrected.
+        """
+        rows = x.shares[:, 0]
+        if self.cheater in self.link.here:
+            lies = np.array([party == self.cheater for party in self.link.here], np.uint64)
+            rows = self.field.add(rows, lies.reshape(-1, *[1] * len(x.shape)))
+        everybodys = self.link.exchange(rows)
+        if parties is not None:
+            everybodys = everybodys[list(parties)]
+        residues, wrong = self.scheme.reconstruct(everybodys, parties)
+        self.liars |= wrong
+        self._note("parties", np.broadcast_to(residues, (len(self.link.here), *residues.shape)))
+        if self.scheme.words == 2:
+            self._opened.append((residues.ravel(), x.shares[:, 1].reshape(len(x.shares), residues.size)))
+        return residues
+
+    def check(self) -> None:
+        """Check the MACs of everything that was opened since the last check (SPDZ; Damgård et al. 2012).
+
+        1. Each party commits to a seed, and opens it; from all seeds, and from what it saw opened, it
+           derives public coefficients chi, random and not 0. Parties that were told different
+           values so arrive at different coefficients.
+        2. Each party computes sigma = sum of chi * (its MAC share - its key share * opened value).
+        3. Each commits to sigma, and opens it. If all is right, they add up to 0.
+
+        A party that opened one wrong value gets through by one guess in `prime`; with several
+        wrong values, by at most one in (prime - 1) / 2. Which party it was, MACs cannot tell.
+
+        Cost: nothing without MACs; with them 4 rounds of 32, 32, 32 and 40 bytes to each other party.
+
+        Raises:
+            CheaterDetected: a MAC does not fit.
+        """
+        if not self._opened or not self.link.here:
+            return
+        values = np.concatenate([value for value, _ in self._opened])  # [m]
+        macs = np.concatenate([mac for _, mac in self._opened], axis=1)  # [k, m]
+        self._opened = []
+        seeds = self._committed([self.draw(_SEED) for _ in self.link.here], b"seed")
+        chi = self._coefficients(b"".join(seeds) + hashlib.sha256(values).digest(), len(values))
+        expected = self.field.multiply(self._key_shares[:, None], values[None])
+        errors = self.field.multiply(chi, self.field.subtract(macs, expected))
+        sigmas = self.field.total(errors.T)
+        opened = self._committed([one.tobytes() + self.draw(_NONCE) for one in sigmas], b"sigma")
+        total = sum(int(np.frombuffer(one[:8], np.uint64)[0]) for one in opened)
+        if total % self.field.prime:
+            raise CheaterDetected("the MACs do not fit: a party has changed a share (MACs cannot tell which)")
+
+    def _committed(self, messages: Sequence[bytes], label: bytes) -> list[bytes]:
+        """Everybody's messages, of which none could depend on another's: hashes first. Two rounds."""
+        here = self.link.here
+
+        def digest(party: int, message: bytes) -> bytes:
+            return hashlib.sha256(label + bytes([party]) + message).digest()
+
+        def exchanged(rows: Sequence[bytes]) -> list[bytes]:
+            array = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), len(rows[0]))
+            return [row.tobytes() for row in self.link.exchange(array)]
+
+        digests = exchanged([digest(*one) for one in zip(here, messages, strict=True)])
+        opened = exchanged(messages)
+        wrong = [i for i, message in enumerate(opened) if digest(i, message) != digests[i]]
+        if wrong:
+            raise CheaterDetected(f"party {wrong[0]} opened something else than it had committed to", wrong)
+        return opened
+
+    def _coefficients(self, seed: bytes, count: int) -> np.ndarray:
+        """`[count]` uint64, uniform from 1 to prime - 1, the same for the same seed."""
+        smaller = 1 << 48  # six bytes a draw
+        limit = smaller // (self.field.prime - 1) * (self.field.prime - 1)
+        stream, kept = 0, np.zeros(0, np.uint64)
+        while len(kept) < count:
+            drawn = hashlib.shake_256(seed + stream.to_bytes(8, "little")).digest(6 * (count + 8))
+            padded = np.zeros((count + 8, 8), np.uint8)
+            padded[:, :6] = np.frombuffer(drawn, np.uint8).reshape(-1, 6)
+            numbers = padded.view(np.uint64).ravel()
+            kept = np.concatenate([kept, numbers[numbers < limit]])
+            stream += 1
+        return kept[:count] % np.uint64(self.field.prime - 1) + np.uint64(1)
+
+    # ---- what the dealer shares beforehand
+
+    def triples(self, shape: tuple[int, ...]) -> tuple[Shared, Shared, Shared]:
+        """Random [a] and [b], and [a * b]."""
+
+        def make() -> np.ndarray:
+            a, b = self.field.random((2, *shape), self.draw)
+            return np.stack([a, b, self.field.multiply(a, b)])
+
+        self.triples_used += math.prod(shape)
+        dealt = self._dealt(make, (3, *shape))
+        return dealt[0], dealt[1], dealt[2]
+
+    def square_pairs(self, shape: tuple[int, ...]) -> tuple[Shared, Shared]:
+        """Random [a], and [a * a]."""
+
+        def make() -> np.ndarray:
+            a = self.field.random(shape, self.draw)
+            return np.stack([a, self.field.multiply(a, a)])
+
+        dealt = self._dealt(make, (2, *shape))
+        return dealt[0], dealt[1]
+
+    def random_bits(self, shape: tuple[int, ...]) -> tuple[Shared, Shared]:
+        """Random [r], and the bits of r, lowest first: `[*shape]` and `[l, *shape]`."""
+
+        def make() -> np.ndarray:
+            r = self.field.random(shape, self.draw)
+            return np.concatenate([r[None], self.field.bits_of(r, self.field.bits).astype(np.uint64)])
+
+        dealt = self._dealt(make, (self.field.bits + 1, *shape))
+        return dealt[0], dealt[1:]
+
+    def random_and_high(self, shape: tuple[int, ...], bits: int) -> tuple[Shared, Shared]:
+        """Random [r], and [r / 2^bits] rounded down."""
+
+        def make() -> np.ndarray:
+            r = self.field.random(shape, self.draw)
+            return np.stack([r, r >> np.uint64(bits)])
+
+        dealt = self._dealt(make, (2, *shape))
+        return dealt[0], dealt[1]
+
+    def _dealt(self, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> Shared:
+        def shares() -> np.ndarray:
+            return self.scheme.share(make(), self.draw, self._key)
+
+        rows = self.link.deal("dealer", shares, (self.scheme.words, *shape))
+        self._note("dealer", rows)
+        return Shared(self, rows)
+
+    # ---- accounts
+
+    @property
+    def product_bits(self) -> int:
+        """With probabilistic truncation, products as shared integers are promised to be below 2^this."""
+        return self.integer_bits + 2 * self.fraction_bits
+
+    @property
+    def failure_probability(self) -> float:
+        """A bound on the probability that one probabilistic truncation goes wrong, 2^k / prime."""
+        return 0.0 if self.truncation == "exact" else 2 ** (self.product_bits + 1) / self.field.prime
+
+    def count_truncations(self, count: int) -> None:
+        """So many results were truncated with a probability of failure."""
+        self.truncations += count
+
+    def _note(self, source: str, rows: np.ndarray) -> None:
+        if self.record is not None:
+            self.record.append((source, np.array(rows)))
+
+
+@functools.cache
+def _chapters() -> Session:
+    """Three parties with additive shares modulo the chapter's prime, in this process."""
+    return Session()
+
+
+def encrypt(numbers: Any, session: Session | None = None) -> Shared:
+    """Share an int, a float or an array of them: among the chapter's three parties, or in a session.
+
+    Raises:
+        ValueError: not a number, or too large for the field.
+    """
+    return (session or _chapters()).encrypt(numbers)
+
+
+def decrypt(x: Shared) -> Any:
+    """Open a shared number: an int or float, or an array of int64 or float64.
+
+    Raises:
+        CheaterDetected: a share was changed.
+    """
+    return x.session.decrypt(x)
