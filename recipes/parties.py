@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import json
+import math
 import os
 import secrets
 import signal
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +42,11 @@ _GRACE = 2.0  # seconds that the others have to end by themselves once a role ha
 
 
 class PartyLost(OSError):
-    """A role of the protocol died, closed its connection, or kept silent for too long."""
+    """A role of the protocol died, closed its connection, or kept silent for too long: `role`."""
+
+    def __init__(self, message: str, role: str = "") -> None:
+        super().__init__(message)
+        self.role = role
 
 
 # ---- in a party's process
@@ -74,7 +80,11 @@ class Network:
         self._secret = secret
         self._loop = asyncio.new_event_loop()
         self._streams: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
-        self._loop.run_until_complete(self._join(addresses, listener))
+        try:
+            self._loop.run_until_complete(self._join(addresses, listener))
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Network:
         return self
@@ -136,7 +146,7 @@ class Network:
         try:
             await asyncio.wait_for(writer.drain(), PATIENCE)
         except (TimeoutError, OSError) as error:
-            raise PartyLost(f"{self.role} lost {role}") from error
+            raise PartyLost(f"{self.role} lost {role}", role) from error
 
     async def _read(self, role: str) -> bytes:
         import asyncio
@@ -144,7 +154,7 @@ class Network:
         try:
             return await asyncio.wait_for(_frame(self._streams[role][0]), PATIENCE)
         except (TimeoutError, OSError, EOFError) as error:
-            raise PartyLost(f"{self.role} lost {role}") from error
+            raise PartyLost(f"{self.role} lost {role}", role) from error
 
     # ---- making each other's acquaintance
 
@@ -161,9 +171,9 @@ class Network:
                 await asyncio.gather(*(self._call(role, *addresses[role]) for role in roles[:mine]))
                 if self._awaited:
                     await self._complete.wait()
-        except (OSError, EOFError, TimeoutError) as error:
-            absent = ", ".join(role for role in roles if role != self.role and role not in self._streams)
-            raise PartyLost(f"{self.role} could not reach {absent}") from error
+        except (OSError, EOFError, ValueError) as error:
+            absent = [role for role in roles if role != self.role and role not in self._streams]
+            raise PartyLost(f"{self.role} could not reach {', '.join(absent)}", absent[0]) from error
         finally:
             server.close()  # from here on nobody is let in
 
@@ -177,7 +187,7 @@ class Network:
         answer = json.loads(await _frame(reader, _HELLO_BYTES))
         proof = self._proof("accept", self.role, role, hello["nonce"], str(answer["nonce"]))
         if not hmac.compare_digest(proof, str(answer["proof"])):
-            raise PartyLost(f"{self.role} was answered by a stranger in place of {role}")
+            raise ValueError("a stranger")
         _put(writer, {"proof": self._proof("call", self.role, role, hello["nonce"], answer["nonce"])})
         self._keep(role, reader, writer)
 
@@ -201,11 +211,14 @@ class Network:
             proof = self._proof("call", role, self.role, hello["nonce"], nonce)
             if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
                 raise ValueError
-        except (OSError, EOFError, TimeoutError, ValueError, TypeError, KeyError):
+        except (TimeoutError, ValueError, TypeError, KeyError):
             peer = writer.get_extra_info("peername")
             print(
                 f"{self.role}: a stranger at {peer[0]}:{peer[1]} was turned away", file=sys.stderr, flush=True
             )
+            writer.close()
+            return
+        except (OSError, EOFError, asyncio.CancelledError):  # whoever it was has gone, or we are going
             writer.close()
             return
         self._keep(role, reader, writer)
@@ -235,21 +248,18 @@ async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
     return await reader.readexactly(size)
 
 
-def serve(main: Callable[[Network, Any], Any]) -> None:
-    """Play a role in a process that `run_processes` started: its result goes to standard output.
-
-    Args:
-        main: network, this role's settings -> a result that JSON can hold.
-    """
+def serve() -> None:
+    """Play a role in a process that `run_processes` started; the result goes to standard output."""
     start = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     listener = socket.socket(fileno=start["listener"])
     addresses = {role: tuple(address) for role, address in start["addresses"].items()}
+    play = getattr(importlib.import_module(start["module"]), start["function"])
     try:
         with Network(start["role"], addresses, bytes.fromhex(start["secret"]), listener) as network:
-            said = {"result": main(network, start["settings"])}
+            said = {"result": play(network, start["settings"])}
     except PartyLost as error:
-        said = {"lost": str(error)}
+        said = {"lost": error.role, "message": str(error)}
     except Exception as error:
         said = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(said), flush=True)
@@ -265,11 +275,12 @@ def _end_with_the_parent() -> None:
 # ---- in the process that starts the others
 
 
-def run_processes(program: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_processes(play: Callable[[Network, Any], Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Start a process for each role, and give back what each of them returned.
 
     Args:
-        program: a module that calls `serve` when it is run (`python -m program`).
+        play: network, settings of the role -> a result that JSON can hold; a module's function, which
+            each process imports.
         settings: for each role what it is told, and no other role is; values that JSON can hold.
 
     Raises:
@@ -283,9 +294,10 @@ def run_processes(program: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for role, listener in listeners.items():
-            processes[role] = _started(program, listener)
+            processes[role] = _started(role, listener)
             start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
-            processes[role].stdin.write(json.dumps(start | {"settings": settings[role]}) + "\n")
+            start |= {"module": play.__module__, "function": play.__name__, "settings": settings[role]}
+            processes[role].stdin.write(json.dumps(start) + "\n")
             processes[role].stdin.flush()
             listener.close()
         return _results(processes)
@@ -301,9 +313,10 @@ def run_processes(program: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             listener.close()
 
 
-def _started(program: str, listener: socket.socket) -> subprocess.Popen[str]:
+def _started(role: str, listener: socket.socket) -> subprocess.Popen[str]:
+    code = "from recipes.parties import serve; serve()"
     return subprocess.Popen(  # noqa: S603 - this Python, our own module
-        [sys.executable, "-m", program],
+        [sys.executable, "-c", code, role],  # the role is for whoever lists processes
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=[listener.fileno()],
@@ -316,17 +329,19 @@ def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
     """Wait for all to end well, or for one to fail."""
     said: dict[str, str] = {}
     readers = [_reader(role, process, said) for role, process in processes.items()]
-    while any(process.poll() is None for process in processes.values()):
-        if any(process.returncode for process in processes.values()):
-            _give_grace(processes.values())
+    deadline = math.inf
+    while time.monotonic() < deadline:
+        codes = {role: process.poll() for role, process in processes.items()}
+        if None not in codes.values():
             break
+        if any(codes.values()):
+            deadline = min(deadline, time.monotonic() + _GRACE)
         time.sleep(0.01)
     for process in processes.values():
         process.kill()
-        process.wait()
     for reader in readers:
         reader.join()
-    _complain(processes, said)
+    _complain(codes, {role: json.loads(text) for role, text in said.items() if text.strip()})
     return {role: json.loads(said[role])["result"] for role in processes}
 
 
@@ -337,25 +352,26 @@ def _reader(role: str, process: subprocess.Popen[str], said: dict[str, str]) -> 
     return thread
 
 
-def _give_grace(processes: Iterable[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + _GRACE
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        time.sleep(0.01)
+def _complain(codes: Mapping[str, int | None], reports: Mapping[str, Mapping[str, str]]) -> None:
+    """If a role failed, name the cause rather than those that it took along.
 
+    Args:
+        codes: each role's exit status, None for those that had to be stopped.
+        reports: what they said.
 
-def _complain(processes: Mapping[str, subprocess.Popen[str]], said: Mapping[str, str]) -> None:
-    """If a role failed, name the cause rather than those that it took along."""
-    failed = [role for role, process in processes.items() if process.returncode]
-    if not failed:
+    Raises:
+        PartyLost: a role failed.
+    """
+    if not any(codes.values()):
         return
-    reports = {role: json.loads(said[role]) for role in failed if said[role].strip()}
-    for role in failed:
-        code = processes[role].returncode
-        if role not in reports:
+    for role, code in codes.items():
+        if code and role not in reports:
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
-            raise PartyLost(f"{role} {how}; the others have been stopped")
-    for kind in ("error", "lost"):
-        for role, report in reports.items():
-            if kind in report:
-                told = f"{role} failed: {report[kind]}" if kind == "error" else report[kind]
-                raise PartyLost(f"{told}; the others have been stopped")
+            raise PartyLost(f"{role} {how}; the others have been stopped", role)
+    for role, report in reports.items():
+        if "error" in report:
+            raise PartyLost(f"{role} failed: {report['error']}; the others have been stopped", role)
+    lost = [report for report in reports.values() if "lost" in report]
+    silent = [report for report in lost if codes[report["lost"]] is None]
+    told = (silent or lost)[0]
+    raise PartyLost(f"{told['message']}; the others have been stopped", told["lost"])

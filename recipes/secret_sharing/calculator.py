@@ -188,7 +188,7 @@ def compute_in_processes(config: Config) -> dict[str, Any]:
     public = {**vars(config), "expression": program.text, "decimals": program.decimals, "numbers": None}
     settings = dict.fromkeys(processes.roles(config.parties), public)
     settings[processes.USER] = public | {"numbers": numbers}
-    reports = run_processes("recipes.secret_sharing.processes", settings)
+    reports = run_processes(play, settings)
     of_parties = [reports[processes.party(i)] for i in range(config.parties)]
     first = of_parties[0]
     if any(

@@ -88,8 +88,8 @@ def _check(node: ast.expr) -> None:
     kinds: list[ast.AST] = []
     match node:
         case ast.Constant(value) if type(value) in (int, float):
-            if math.isinf(value):
-                raise ValueError("a number is too large even for Python's floats")
+            if abs(value) > 1e300:
+                raise ValueError("a number is too large: even Python's floats would not hold it")
         case ast.BinOp(_, ast.Pow(), exponent):
             if not isinstance(exponent, ast.Constant) or type(exponent.value) is not int:
                 raise ValueError(f"{_shown(node)}: an exponent is public, a whole number from 0")

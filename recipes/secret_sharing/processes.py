@@ -97,10 +97,3 @@ def _array(message: bytes, dtype: np.dtype | type, shape: tuple[int, ...]) -> np
     if numbers.size != int(np.prod(shape)):
         raise ValueError(f"{numbers.size} numbers have come where {int(np.prod(shape))} are due")
     return numbers.reshape(shape)
-
-
-if __name__ == "__main__":
-    from recipes.parties import serve
-    from recipes.secret_sharing.calculator import play
-
-    serve(play)
