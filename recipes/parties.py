@@ -254,6 +254,7 @@ def serve() -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     listener = socket.socket(fileno=start["listener"])
     addresses = {role: tuple(address) for role, address in start["addresses"].items()}
+    sys.path[:] = start["path"]
     play = getattr(importlib.import_module(start["module"]), start["function"])
     try:
         with Network(start["role"], addresses, bytes.fromhex(start["secret"]), listener) as network:
@@ -296,7 +297,8 @@ def run_processes(play: Callable[[Network, Any], Any], settings: Mapping[str, An
         for role, listener in listeners.items():
             processes[role] = _started(role, listener)
             start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
-            start |= {"module": play.__module__, "function": play.__name__, "settings": settings[role]}
+            start |= {"module": play.__module__, "function": play.__name__, "path": sys.path}
+            start |= {"settings": settings[role]}
             processes[role].stdin.write(json.dumps(start) + "\n")
             processes[role].stdin.flush()
             listener.close()
@@ -362,16 +364,18 @@ def _complain(codes: Mapping[str, int | None], reports: Mapping[str, Mapping[str
     Raises:
         PartyLost: a role failed.
     """
-    if not any(codes.values()):
-        return
     for role, code in codes.items():
         if code and role not in reports:
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
             raise PartyLost(f"{role} {how}; the others have been stopped", role)
+        if code == 0 and role not in reports:
+            raise PartyLost(f"{role} ended without a result; the others have been stopped", role)
     for role, report in reports.items():
         if "error" in report:
             raise PartyLost(f"{role} failed: {report['error']}; the others have been stopped", role)
     lost = [report for report in reports.values() if "lost" in report]
+    if not lost:
+        return
     silent = [report for report in lost if codes[report["lost"]] is None]
     told = (silent or lost)[0]
     raise PartyLost(f"{told['message']}; the others have been stopped", told["lost"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -88,6 +89,8 @@ class Result:
     error_bound: float
     """What the rounding of decimals can make value and expected differ at most; for a comparison 0, or
     1 if its sides are closer than that."""
+    agrees: bool
+    """Whether the value is the expected one, to the error bound."""
     failure_probability: float
     """A bound on the probability that probabilistic truncation made the value nonsense."""
     scheme: str
@@ -117,11 +120,6 @@ class Result:
     shares: tuple[tuple[int, ...], ...]
     """For each party its shares of the numbers, in the expression's order."""
     config: Config = field(repr=False)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the value is the expected one, to the error bound."""
-        return self.value is not None and abs(self.value - self.expected) <= self.error_bound
 
 
 # ---- on shares
@@ -231,6 +229,7 @@ def run(config: Config) -> Result:
         value=bool(report["value"]) if as_bool else report["value"],
         expected=_plain(known, program),
         error_bound=float(known.error),
+        agrees=report["value"] is not None and abs(Fraction(report["value"]) - known.value) <= known.error,
         failure_probability=min(1.0, report["truncations"] * session.failure_probability),
         scheme=scheme.name,
         parties=scheme.parties,

@@ -21,6 +21,8 @@ Draw = Callable[[int], bytes]
 """Where randomness comes from: a number of bytes to so many bytes. Tests put in their own."""
 
 _PIECE = 1 << 15  # residues worked on at a time: intermediate arrays then stay in the processor's cache
+_FEW = 16  # arrays that NumPy goes through side by side; it could do 32
+_SUMMANDS = 1 << 15  # residues of 48 bits whose sum fits into 64
 _SIX_BYTES = 48  # bits of randomness behind one residue, which must exceed those of the prime
 
 
@@ -129,10 +131,11 @@ class Field:
 
     def total(self, residues: np.ndarray) -> np.ndarray:
         """The sum over the first axis."""
-        rows = list(residues)
-        while len(rows) > 1:  # NumPy goes through at most 32 arrays at once
-            rows = [*rows[16:], _piecewise(self._total, np.uint64, *rows[:16])]
-        return rows[0]
+        if len(residues) <= _FEW:
+            return _piecewise(self._total, np.uint64, *residues)
+        starts = range(0, len(residues), _SUMMANDS)
+        sums = [np.add.reduce(residues[start : start + _SUMMANDS]) % self._p for start in starts]
+        return self.total(np.stack(sums))
 
     def _total(self, *rows: np.ndarray) -> np.ndarray:
         result = rows[0]

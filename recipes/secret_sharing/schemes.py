@@ -9,6 +9,8 @@ arithmetic serves them all.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,16 +93,18 @@ class Additive:
             ValueError: too few shares.
             CheaterDetected: shares are wrong and cannot be corrected.
         """
-        self._named(shares, parties)
+        self.check_enough(parties)
         return self.field.total(shares), frozenset()
 
-    def _named(self, shares: np.ndarray, parties: Sequence[int] | None) -> list[int]:
-        """Whose shares these are, checked."""
-        named = list(range(self.parties)) if parties is None else [int(party) for party in parties]
+    def check_enough(self, parties: Sequence[int] | None) -> list[int]:
+        """The parties, or all of them, after a check that their shares suffice.
+
+        Raises:
+            ValueError: they do not, or there is no such party.
+        """
+        named = list(range(self.parties)) if parties is None else list(parties)
         if not set(named) <= set(range(self.parties)) or len(set(named)) != len(named):
             raise ValueError(f"parties {named}: each must be named once, from 0 to {self.parties - 1}")
-        if len(shares) != len(named):
-            raise ValueError(f"{len(shares)} shares of {len(named)} parties: there must be one of each")
         if len(named) < self.needed:
             raise ValueError(f"{len(named)} shares are too few: {self.needed} are needed")
         return named
@@ -232,7 +236,7 @@ class Shamir(Additive):
             ValueError: fewer than t + 1 shares.
             CheaterDetected: more shares are wrong than can be corrected.
         """
-        named = self._named(shares, parties)
+        named = self.check_enough(parties)
         points, rows = [party + 1 for party in named], shares.reshape(len(named), -1)
         secret, fits = self._interpolate(points, rows)
         blamed: set[int] = set()
@@ -261,7 +265,7 @@ class Shamir(Additive):
 
     def _at(self, x: int, points: Sequence[int], rows: np.ndarray) -> np.ndarray:
         """The value at x of the polynomial through `points`: Lagrange's formula."""
-        weights = [_lagrange(x, point, points, self.field.prime) for point in points]
+        weights = _lagrange(x, tuple(points), self.field.prime)
         terms = [self.field.multiply(row, np.uint64(w)) for row, w in zip(rows, weights, strict=True)]
         return self.field.total(np.stack(terms))
 
@@ -277,14 +281,16 @@ class Shamir(Additive):
         """The share of party `missing` that completes those seen to `secret`."""
         points = [0, *(party + 1 for party in seen)]
         values, prime = [secret, *map(int, seen.values())], self.field.prime
-        weights = [_lagrange(missing + 1, point, points, prime) for point in points]
+        weights = _lagrange(missing + 1, tuple(points), prime)
         return sum(value * weight for value, weight in zip(values, weights, strict=True)) % prime
 
 
-def _lagrange(x: int, point: int, points: Sequence[int], prime: int) -> int:
-    """The weight of the value at `point` in the value at x."""
-    weight = 1
-    for other in points:
-        if other != point:
-            weight = weight * (x - other) * pow(point - other, -1, prime) % prime
-    return weight
+@functools.cache
+def _lagrange(x: int, points: tuple[int, ...], prime: int) -> list[int]:
+    """The weight of the value at each of the points in the value at x."""
+    weights = []
+    for point in points:
+        others = [other for other in points if other != point]
+        above = math.prod(x - other for other in others)
+        weights.append(above * pow(math.prod(point - other for other in others), -1, prime) % prime)
+    return weights

@@ -253,7 +253,7 @@ class Session:
             rows = self.field.add(rows, lies.reshape(-1, *[1] * len(x.shape)))
         everybodys = self.link.exchange(rows)
         if parties is not None:
-            everybodys = everybodys[list(parties)]
+            everybodys = everybodys[self.scheme.check_enough(parties)]
         residues, wrong = self.scheme.reconstruct(everybodys, parties)
         self.liars |= wrong
         self._note("parties", np.broadcast_to(residues, (len(self.link.here), *residues.shape)))
