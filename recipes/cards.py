@@ -13,11 +13,14 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import resource
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +64,8 @@ class Plan:
     experiments: Sequence[Experiment]
     dataset: data.Name | None = None
     """What the experiments are run on; None if they need no data."""
+    benchmark: bool = False
+    """Whether `benchmarks/<recipe>.py --json FILE` is run, too; its ratios go into the card."""
 
 
 class Stopwatch:
@@ -148,11 +153,23 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": source,
         "experiments": [_measure(experiment, run) for experiment in plan.experiments],
+        **({"benchmark": _benchmark(plan.recipe)} if plan.benchmark else {}),
         "environment": environment(),
     }
     path = shipped("models", f"{plan.recipe}.json")
     write_json(path, card)
     return path
+
+
+def _benchmark(recipe: str) -> dict[str, Any]:
+    """What the recipe's benchmark writes: its `ratios` are how many times as fast as each peer we are."""
+    script = Path(__file__).parent.parent / "benchmarks" / f"{recipe}.py"
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "benchmark.json"
+        subprocess.run(  # noqa: S603 - this Python, our own script
+            [sys.executable, script, "--json", target], check=True, stdout=sys.stderr
+        )
+        return json.loads(target.read_text("utf-8"))
 
 
 def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any]:
@@ -170,8 +187,8 @@ def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any
         "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
         "source": experiment.source,
         "published": experiment.published,
-        "wall_seconds": round(watch.wall, 2),
-        "cpu_seconds": round(watch.cpu, 2),
+        "wall_seconds": round(watch.wall, 3),
+        "cpu_seconds": round(watch.cpu, 3),
     }
 
 
@@ -183,7 +200,8 @@ def _with(config: Any, **changes: Any) -> Any:
 
 def _figures(result: Any) -> dict[str, float]:
     """The numbers of a result, and the last number of each of its series."""
-    last = {name: v[-1] if isinstance(v, tuple) else v for name, v in _plain(result).items()}
+    series = {name: value if isinstance(value, tuple) else (value,) for name, value in _plain(result).items()}
+    last = {name: values[-1] for name, values in series.items() if values}
     return {name: value for name, value in last.items() if isinstance(value, int | float)}
 
 
@@ -227,23 +245,32 @@ def table() -> str:
         for experiment in card["experiments"]:
             runs = len(experiment["seeds"])
             figures = [_shown(name, experiment["metrics"][name], runs) for name in experiment["shown"]]
-            flags = f'ARGS="{experiment["flags"]}"' if experiment["flags"] else ""
+            flags = [f'ARGS="{experiment["flags"]}"'] if experiment["flags"] else []
+            data_flag = ["DATA=real"] if card["data"] else []
             cells = [
                 experiment["name"],
-                f"`{' '.join([card['command'], 'DATA=real' if card['data'] else '', flags]).strip()}`",
+                f"`{' '.join([card['command'], *data_flag, *flags])}`",
                 ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
                 experiment["source"] or "–",
                 experiment["published"] or "–",
                 f"{experiment['wall_seconds'] / runs:.2g} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
+        for peer, ratios in card.get("benchmark", {}).get("ratios", {}).items():
+            speeds = ", ".join(f"{name} **{_rounded(ratio)}** ×" for name, ratio in ratios.items())
+            rows.append(f"| speed beside {peer} | `make bench` | {speeds} | – | – | |")
     return "\n".join(rows)
 
 
 def _shown(name: str, spread: Mapping[str, float], runs: int) -> str:
-    return f"{name.replace('_', ' ')} **{spread['mean']:.5g}**" + (
-        f" ± {spread['std']:.2g}" if runs > 1 else ""
-    )
+    mean = spread["mean"]
+    shown = f"{mean:,.0f}" if float(mean).is_integer() else f"{mean:.5g}"
+    return f"{name.replace('_', ' ')} **{shown}**" + (f" ± {spread['std']:.2g}" if runs > 1 else "")
+
+
+def _rounded(ratio: float) -> str:
+    """Two digits, as ratios of noisy seconds have no more."""
+    return f"{ratio:.2g}" if ratio < 10 else f"{round(ratio, 1 - math.floor(math.log10(ratio))):,.0f}"
 
 
 def readme_with_table(text: str) -> str:

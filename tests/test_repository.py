@@ -24,7 +24,11 @@ NUMBERED = [
     *("federated_averaging", "secret_sharing", "private_prediction"),
     *("adversarial_robustness", "dp_sgd", "membership_inference"),
 ]
-BUILT = [name for name in NUMBERED if (ROOT / "recipes" / f"{name}.py").exists()]
+SOURCES = {
+    name: sorted([*(ROOT / "recipes").glob(f"{name}.py"), *(ROOT / "recipes" / name).glob("*.py")])
+    for name in NUMBERED
+}
+BUILT = [name for name in NUMBERED if SOURCES[name]]
 
 # ---- the environment
 
@@ -74,7 +78,7 @@ def test_importing_a_recipe_loads_no_framework(python, name):
 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_recipe_has_the_shape_of_one(name):
-    text = (ROOT / "recipes" / f"{name}.py").read_text("utf-8")
+    text = "\n".join(path.read_text("utf-8") for path in SOURCES[name])
     for part in ("Who sees what:", "Paper:", "Status:", "Expect:", "Command:"):
         assert part in text
     for definition in ("class Config:", "class Result:", "def run(", "def plot(", "def main("):

@@ -277,6 +277,9 @@ def test_any_threshold_and_one_shares_reconstruct_and_fewer_are_refused():
     for wrong in ((0, 1, 6), (0, 0, 1), (-1, 0, 1)):
         with pytest.raises(ValueError, match="each must be named once"):
             session.decrypt(x, parties=wrong)
+    for scheme in (ss.Shamir(5), ss.Additive(5)):
+        with pytest.raises(ValueError, match="4 shares of 5 parties"):
+            scheme.reconstruct(scheme.share(np.uint64(5))[:4, 0])
     additive = ss.encrypt(5)
     with pytest.raises(ValueError, match="too few: 3 are needed"):
         additive.session.decrypt(additive, parties=(0, 1))

@@ -381,9 +381,11 @@ def main() -> None:
         recipe="secret_sharing",
         number=2,
         question="Can three parties compute with numbers that none of them knows?",
+        benchmark=True,
         experiments=(
+            cards.Experiment("the chapter's sum", Config("5 + 9"), shown=("value",), source="14"),
             cards.Experiment(
-                "add and multiply, compare",
+                "add, multiply and compare",
                 Config(),
                 shown=("rounds", "bytes_sent", "triples"),
             ),

@@ -6,8 +6,11 @@ integers stand for residues as two's complement does for bits: -1 is prime - 1.
 
 from __future__ import annotations
 
+import math
+import os
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -138,9 +141,9 @@ class Field:
         return self.total(np.stack(sums))
 
     def _total(self, *rows: np.ndarray) -> np.ndarray:
-        result = rows[0]
+        result = rows[0].copy()
         for row in rows[1:]:
-            result = self._once(result + row)
+            result = self._once(np.add(result, row))
         return result
 
     def power(self, x: np.ndarray, exponent: int) -> np.ndarray:
@@ -157,29 +160,42 @@ class Field:
         return self.power(x, self.prime - 2)
 
     def _once(self, x: np.ndarray) -> np.ndarray:
-        """x below 2 * prime to x modulo the prime: what is too small wraps, and becomes the larger."""
+        """x below 2 * prime to x modulo the prime, in place: what is too small for it wraps."""
+        x = np.asarray(x)
         with np.errstate(over="ignore"):
-            return np.minimum(x, x - self._p)
+            return np.minimum(x, x - self._p, out=x)
 
     # ---- chance
 
     def random(self, shape: Sequence[int], draw: Draw = secrets.token_bytes) -> np.ndarray:
         """Residues drawn uniformly, `[*shape]` uint64: those beyond the prime are drawn again."""
-        count = int(np.prod(shape, dtype=np.int64))
-        result, done = np.empty(count, np.uint64), 0
-        mask = np.uint16((1 << max(self.bits - 32, 0)) - 1)
-        while done < count:
-            wanted = min(_PIECE, count - done)
-            drawn = np.frombuffer(draw(6 * wanted), np.uint16)
-            low = drawn[: 2 * wanted].view(np.uint32).astype(np.uint64)
-            if self.bits > 32:
-                low |= (drawn[2 * wanted :] & mask).astype(np.uint64) << np.uint64(32)
-            else:
-                low &= np.uint64((1 << self.bits) - 1)
-            kept = low[low < self._p]
-            result[done : done + len(kept)] = kept
-            done += len(kept)
+        result = np.empty(math.prod(shape), np.uint64)
+        in_pieces(lambda piece: self.fill(result[piece], draw), len(result), draw)
         return result.reshape(shape)
+
+    def fill(self, piece: np.ndarray, draw: Draw = secrets.token_bytes) -> None:
+        """Put uniformly drawn residues into `[N]` uint64."""
+        done = 0
+        while done < len(piece):
+            wanted = len(piece) - done
+            drawn = np.frombuffer(draw(6 * wanted), np.uint16)
+            residues = drawn[: 2 * wanted].view(np.uint32).astype(np.uint64)
+            residues |= drawn[2 * wanted :].astype(np.uint64) << np.uint64(32)
+            residues &= np.uint64((1 << self.bits) - 1)
+            kept = residues[residues < self._p]
+            piece[done : done + len(kept)] = kept
+            done += len(kept)
+
+
+def in_pieces(work: Callable[[slice], None], count: int, draw: Draw) -> None:
+    """`work(piece)` for pieces of `count` elements; on all cores if the operating system draws."""
+    pieces = [slice(start, start + _PIECE) for start in range(0, count, _PIECE)]
+    if len(pieces) > 1 and draw is secrets.token_bytes:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(work, pieces))
+    else:
+        for piece in pieces:
+            work(piece)
 
 
 def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from recipes.secret_sharing.field import Draw, Field
+from recipes.secret_sharing.field import Draw, Field, in_pieces
 from recipes.secret_sharing.reed_solomon import wrong_points
 
 _SMALL = 10_000  # the largest field whose elements `explain` goes through
@@ -69,11 +69,18 @@ class Additive:
 
     def share(self, residues: np.ndarray, draw: Draw = secrets.token_bytes, key: np.ndarray | None = None):
         """`[*shape]` to shares `[parties, 1, *shape]`, uint64."""
-        shares = np.empty((self.parties, *np.shape(residues)), np.uint64)
-        for party in range(self.parties - 1):
-            shares[party] = self.field.random(np.shape(residues), draw)
-        shares[-1] = self.field.subtract(residues, self.field.total(shares[:-1]))
-        return shares[:, None]
+        flat = np.ravel(residues)
+        shares = np.empty((self.parties, flat.size), np.uint64)
+
+        def split(piece: slice) -> None:
+            *drawn, last = shares[:, piece]
+            last[...] = flat[piece]
+            for share in drawn:
+                self.field.fill(share, draw)
+                last[...] = self.field.subtract(last, share)
+
+        in_pieces(split, flat.size, draw)
+        return shares.reshape(self.parties, 1, *np.shape(residues))
 
     def constant(self, residues: np.ndarray, here: Sequence[int], keys: np.ndarray) -> np.ndarray:
         """Shares of a public number, for the parties in `here`: the first holds it, the others 0."""
@@ -93,8 +100,14 @@ class Additive:
             ValueError: too few shares.
             CheaterDetected: shares are wrong and cannot be corrected.
         """
-        self.check_enough(parties)
+        self._whose(shares, parties)
         return self.field.total(shares), frozenset()
+
+    def _whose(self, shares: np.ndarray, parties: Sequence[int] | None) -> list[int]:
+        named = self.check_enough(parties)
+        if len(shares) != len(named):
+            raise ValueError(f"{len(shares)} shares of {len(named)} parties: there must be one of each")
+        return named
 
     def check_enough(self, parties: Sequence[int] | None) -> list[int]:
         """The parties, or all of them, after a check that their shares suffice.
@@ -236,7 +249,7 @@ class Shamir(Additive):
             ValueError: fewer than t + 1 shares.
             CheaterDetected: more shares are wrong than can be corrected.
         """
-        named = self.check_enough(parties)
+        named = self._whose(shares, parties)
         points, rows = [party + 1 for party in named], shares.reshape(len(named), -1)
         secret, fits = self._interpolate(points, rows)
         blamed: set[int] = set()
