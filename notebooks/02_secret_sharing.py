@@ -102,7 +102,7 @@ show({**held, "put together": decrypt(both)}, "The sum of two pictures that nobo
 # %%
 small = ss.Additive(parties=3, field=ss.Field(11))
 for secret, missing in small.explain({0: 4, 1: 9}).items():
-    print(f"if the secret is {secret:2}, party 2 holds {missing:2}: 4 + 9 + {missing:2} = {secret} mod 11")
+    print(f"if the secret is {secret:2}, party 2 holds {missing:2}: 4 + 9 + {missing:2} = {secret:2} mod 11")
 
 # %% [markdown]
 # Every secret is possible, and since party 2's share was drawn evenly, every one is as likely as
@@ -115,7 +115,7 @@ for secret, missing in small.explain({0: 4, 1: 9}).items():
 # `randint` includes both ends, so that the residue 0 comes up as 0 *and* as $P$. With $P = 5$:
 
 # %%
-draws = 60_000
+draws = 5_000
 generator = random.Random(0)
 careless = np.bincount([generator.randint(0, 5) % 5 for _ in range(draws)])
 careful = np.bincount(ss.Field(5).random((draws,), repeatable).astype(int))
