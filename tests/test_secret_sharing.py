@@ -24,8 +24,8 @@ from scipy import stats
 from recipes import secret_sharing as ss
 from recipes.secret_sharing import costs
 from recipes.secret_sharing.expression import parse
+from recipes.secret_sharing.links import Local
 from recipes.secret_sharing.rehearsal import rehearse
-from recipes.secret_sharing.session import Local
 
 P = ss.CHAPTER_PRIME
 PRIMES = [3, 5, 101, 10007, 2**31 - 1, 2**32 - 5, 2**32 + 15, P, 281474976710597]  # the last: below 2^48

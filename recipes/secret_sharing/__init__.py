@@ -41,8 +41,9 @@ from recipes.secret_sharing.arithmetic import (
 )
 from recipes.secret_sharing.calculator import Config, Result, cost_table, describe, main, plot, run
 from recipes.secret_sharing.field import CHAPTER_PRIME, Field
+from recipes.secret_sharing.links import Traffic
 from recipes.secret_sharing.schemes import Additive, Authenticated, CheaterDetected, Shamir
-from recipes.secret_sharing.session import Session, Traffic, decrypt, encrypt
+from recipes.secret_sharing.session import Session, decrypt, encrypt
 
 __all__ = [
     "CHAPTER_PRIME",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recipes.parties import Network, PartyLost, run_processes
-from recipes.secret_sharing import arithmetic, costs, processes
+from recipes.secret_sharing import arithmetic, costs, links
 from recipes.secret_sharing.expression import Program, parse
 from recipes.secret_sharing.field import CHAPTER_PRIME, Field
 from recipes.secret_sharing.rehearsal import Known, rehearse
@@ -184,10 +184,10 @@ def compute_in_processes(config: Config) -> dict[str, Any]:
     """
     program, numbers = parse(config.expression)
     public = {**vars(config), "expression": program.text, "decimals": program.decimals, "numbers": None}
-    settings = dict.fromkeys(processes.roles(config.parties), public)
-    settings[processes.USER] = public | {"numbers": numbers}
+    settings = dict.fromkeys(links.roles(config.parties), public)
+    settings[links.USER] = public | {"numbers": numbers}
     reports = run_processes(play, settings)
-    of_parties = [reports[processes.party(i)] for i in range(config.parties)]
+    of_parties = [reports[links.party(i)] for i in range(config.parties)]
     first = of_parties[0]
     if any(
         (one["value"], one["traffic"]["rounds"]) != (first["value"], first["traffic"]["rounds"])
@@ -207,7 +207,7 @@ def play(network: Network, settings: dict[str, Any]) -> dict[str, Any]:
     program = Program(settings.pop("expression"), tuple(settings.pop("decimals")))
     numbers = settings.pop("numbers")
     config = Config(**settings)
-    link = processes.Remote(network, config.parties)
+    link = links.Remote(network, config.parties)
     return compute(program, config.session(link=link), numbers)
 
 

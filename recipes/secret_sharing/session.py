@@ -1,9 +1,8 @@
-"""A computation on shares: who takes part, what has been opened, and what it has cost so far.
+"""A computation on shares: numbers in and out, what is opened, and what the dealer hands out.
 
-The same code runs in every role. What differs is the link: `Local` simulates all parties, the dealer
-and the user in one process, and its arrays hold every party's shares; in a process of its own
-(`recipes.secret_sharing.processes`) a party holds its own shares alone, and the dealer and the user,
-who take no part in the computing, hold none.
+The same code runs in every role: in one process arrays hold every party's shares; in a process of
+its own a party holds its own shares alone, and the dealer and the user, who take no part in the
+computing, hold none. What differs is the link (`recipes.secret_sharing.links`).
 """
 
 from __future__ import annotations
@@ -13,86 +12,16 @@ import hashlib
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-from recipes.parties import HEADER_BYTES
 from recipes.secret_sharing.arithmetic import Shared
 from recipes.secret_sharing.field import Draw, _short
+from recipes.secret_sharing.links import Link, Local
 from recipes.secret_sharing.schemes import Additive, CheaterDetected
 
-Role = Literal["dealer", "user"]
 _SEED, _NONCE = 32, 32  # bytes
-
-
-@dataclass
-class Traffic:
-    """What has been sent, frames' headers of 4 bytes included."""
-
-    rounds: int = 0
-    """Rounds between the parties, each of which sends to each other one once."""
-    online: int = 0
-    """Bytes between the parties."""
-    offline: int = 0
-    """Bytes from the dealer, which can come before the numbers are known."""
-    inputs: int = 0
-    """Bytes from the user, and from the dealer to the user."""
-
-
-class Link(Protocol):
-    """How the roles of a computation reach each other. k is the number of parties in this process."""
-
-    here: Sequence[int]
-    """Which parties live in this process."""
-    traffic: Traffic
-
-    def hosts(self, role: Role) -> bool:
-        """Whether the role lives in this process."""
-
-    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """`make()` `[n, *shape]`, called where the source lives, gives each party its row: `[k, *shape]`."""
-
-    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
-        """The source's values, at the target; elsewhere whatever."""
-
-    def exchange(self, rows: np.ndarray) -> np.ndarray:
-        """One round: every party sends its row of `[k, *shape]` to each other one: `[n, *shape]`."""
-
-
-class Local:
-    """All roles in one process. Bytes are counted as they would be sent."""
-
-    def __init__(self, parties: int) -> None:
-        self.here = range(parties)
-        self.traffic = Traffic()
-
-    def hosts(self, role: Role) -> bool:
-        """Yes."""
-        return True
-
-    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """Everybody's rows."""
-        rows = make()
-        sent = len(rows) * HEADER_BYTES + rows.nbytes
-        if source == "dealer":
-            self.traffic.offline += sent
-        else:
-            self.traffic.inputs += sent
-        return rows
-
-    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
-        """The values themselves."""
-        self.traffic.inputs += HEADER_BYTES + values.nbytes
-        return values
-
-    def exchange(self, rows: np.ndarray) -> np.ndarray:
-        """The rows themselves."""
-        others = len(rows) - 1
-        self.traffic.rounds += 1
-        self.traffic.online += others * (len(rows) * HEADER_BYTES + rows.nbytes)
-        return rows
 
 
 class Session:

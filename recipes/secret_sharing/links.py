@@ -1,18 +1,20 @@
-"""A computation with a process for every role: the user, the dealer and each party.
+"""How the roles of a computation reach each other: within one process, or over a network.
 
-All run the same public program, and differ in what they know: the user knows the numbers, the
-dealer the randomness, and a party its own shares.
+The roles are the user, who knows the numbers, the dealer, who knows the randomness, and the
+parties, each of which knows its own shares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 
-from recipes.parties import Network
-from recipes.secret_sharing.session import Role, Traffic
+from recipes.parties import HEADER_BYTES, Network
 
+Role = Literal["dealer", "user"]
 USER, DEALER = "the user", "the dealer"
 
 
@@ -26,8 +28,76 @@ def roles(parties: int) -> list[str]:
     return [USER, DEALER, *map(party, range(parties))]
 
 
+@dataclass
+class Traffic:
+    """What has been sent, frames' headers of 4 bytes included."""
+
+    rounds: int = 0
+    """Rounds between the parties, each of which sends to each other one once."""
+    online: int = 0
+    """Bytes between the parties."""
+    offline: int = 0
+    """Bytes from the dealer, which can come before the numbers are known."""
+    inputs: int = 0
+    """Bytes from the user, and from the dealer to the user."""
+
+
+class Link(Protocol):
+    """How the roles of a computation reach each other. k is the number of parties in this process."""
+
+    here: Sequence[int]
+    """Which parties live in this process."""
+    traffic: Traffic
+
+    def hosts(self, role: Role) -> bool:
+        """Whether the role lives in this process."""
+
+    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """`make()` `[n, *shape]`, called where the source lives, gives each party its row: `[k, *shape]`."""
+
+    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+        """The source's values, at the target; elsewhere whatever."""
+
+    def exchange(self, rows: np.ndarray) -> np.ndarray:
+        """One round: every party sends its row of `[k, *shape]` to each other one: `[n, *shape]`."""
+
+
+class Local:
+    """All roles in one process. Bytes are counted as they would be sent."""
+
+    def __init__(self, parties: int) -> None:
+        self.here = range(parties)
+        self.traffic = Traffic()
+
+    def hosts(self, role: Role) -> bool:
+        """Yes."""
+        return True
+
+    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Everybody's rows."""
+        rows = make()
+        sent = len(rows) * HEADER_BYTES + rows.nbytes
+        if source == "dealer":
+            self.traffic.offline += sent
+        else:
+            self.traffic.inputs += sent
+        return rows
+
+    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        self.traffic.inputs += HEADER_BYTES + values.nbytes
+        return values
+
+    def exchange(self, rows: np.ndarray) -> np.ndarray:
+        """The rows themselves."""
+        others = len(rows) - 1
+        self.traffic.rounds += 1
+        self.traffic.online += others * (len(rows) * HEADER_BYTES + rows.nbytes)
+        return rows
+
+
 class Remote:
-    """The link of one role to the others, over a `Network`; see `session.Link`.
+    """One role in a process of its own, over a `Network`.
 
     A frame holds residues as 8 bytes each, lowest first, or the bytes of a commitment.
     """
