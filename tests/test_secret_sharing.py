@@ -24,7 +24,7 @@ from scipy import stats
 from recipes import secret_sharing as ss
 from recipes.secret_sharing import costs
 from recipes.secret_sharing.expression import parse
-from recipes.secret_sharing.links import Local
+from recipes.secret_sharing.links import PARTIES, Local
 from recipes.secret_sharing.rehearsal import rehearse
 
 P = ss.CHAPTER_PRIME
@@ -457,7 +457,7 @@ def test_the_dealers_mask_is_used_once():
     session.record = []
     x = session.encrypt(np.full(3, 5))
     _ = x * x * x
-    opened = [rows for source, rows in session.record if source == "parties"]
+    opened = [rows for source, rows in session.record if source == PARTIES]
     assert len(np.unique(np.concatenate([rows[0].ravel() for rows in opened]))) == 12
 
 
@@ -705,6 +705,17 @@ class Liar(Local):
             everybodys = everybodys.copy()
             everybodys[1, 0] ^= 1
         return everybodys
+
+
+@pytest.mark.parametrize("scheme", [ss.Additive, ss.Shamir, ss.Authenticated])
+@pytest.mark.parametrize("amount", [P, 2**64 - 1])
+def test_what_is_no_residue_is_not_taken(scheme, amount):
+    session = ss.Session(scheme(3))
+    x = session.encrypt([4, 5])
+    x.shares[1, 0, 1] = amount
+    with pytest.raises(ss.CheaterDetected, match="party 1 sent what is no number") as caught:
+        session.decrypt(x)
+    assert caught.value.parties == (1,)
 
 
 @pytest.mark.parametrize("lies_in", [0, 1])

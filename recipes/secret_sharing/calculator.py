@@ -160,7 +160,7 @@ def compute(program: Program, session: Session, numbers: list[int | float] | Non
         verdict = "the parties have stopped"  # which the dealer and the user cannot know beforehand
     seen = {
         source: [rows.size for one, rows in session.record if one == source]
-        for source in ("dealer", "parties")
+        for source in (links.DEALER, links.PARTIES)
     }
     here = max(len(session.link.here), 1)
     return {
@@ -168,8 +168,8 @@ def compute(program: Program, session: Session, numbers: list[int | float] | Non
         "verdict": verdict,
         "cheaters": list(cheaters),
         "shares": [[int(held[i].shares[k, 0]) for i in sorted(held)] for k in range(len(session.link.here))],
-        "numbers_dealt": sum(seen["dealer"]) // here,
-        "numbers_opened": sum(seen["parties"]) // here,
+        "numbers_dealt": sum(seen[links.DEALER]) // here,
+        "numbers_opened": sum(seen[links.PARTIES]) // here,
         "triples": session.triples_used,
         "truncations": session.truncations,
         "traffic": vars(session.link.traffic),

@@ -6,16 +6,16 @@ parties, each of which knows its own shares.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from recipes.parties import HEADER_BYTES, Network
 
-Role = Literal["dealer", "user"]
-USER, DEALER = "the user", "the dealer"
+USER, DEALER, PARTIES = "the user", "the dealer", "the parties"
 
 
 def party(index: int) -> str:
@@ -49,13 +49,13 @@ class Link(Protocol):
     """Which parties live in this process."""
     traffic: Traffic
 
-    def hosts(self, role: Role) -> bool:
+    def hosts(self, role: str) -> bool:
         """Whether the role lives in this process."""
 
-    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    def deal(self, source: str, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """`make()` `[n, *shape]`, called where the source lives, gives each party its row: `[k, *shape]`."""
 
-    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+    def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
         """The source's values, at the target; elsewhere whatever."""
 
     def exchange(self, rows: np.ndarray) -> np.ndarray:
@@ -69,21 +69,21 @@ class Local:
         self.here = range(parties)
         self.traffic = Traffic()
 
-    def hosts(self, role: Role) -> bool:
+    def hosts(self, role: str) -> bool:
         """Yes."""
         return True
 
-    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    def deal(self, source: str, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """Everybody's rows."""
         rows = make()
         sent = len(rows) * HEADER_BYTES + rows.nbytes
-        if source == "dealer":
+        if source == DEALER:
             self.traffic.offline += sent
         else:
             self.traffic.inputs += sent
         return rows
 
-    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+    def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
         """The values themselves."""
         self.traffic.inputs += HEADER_BYTES + values.nbytes
         return values
@@ -107,25 +107,25 @@ class Remote:
         self.here: Sequence[int] = [i for i in range(parties) if party(i) == network.role]
         self.traffic = Traffic()
 
-    def hosts(self, role: Role) -> bool:
+    def hosts(self, role: str) -> bool:
         """Whether this process plays the role."""
-        return self.network.role == _name(role)
+        return self.network.role == role
 
-    def deal(self, source: Role, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    def deal(self, source: str, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """Send each party its row, or receive one's own."""
         if self.hosts(source):
             rows = np.ascontiguousarray(make())
             self._sent(source, {party(i): row.tobytes() for i, row in enumerate(rows)})
         if self.here:
-            return _array(self.network.receive(_name(source)), np.uint64, shape)[None]
+            return _array(self.network.receive(source), np.uint64, shape)[None]
         return np.zeros((0, *shape), np.uint64)
 
-    def tell(self, source: Role, target: Role, values: np.ndarray) -> np.ndarray:
+    def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
         """Send values from the dealer to the user, or receive them."""
         if self.hosts(source):
-            self._sent("user", {_name(target): values.tobytes()})
+            self._sent(USER, {target: values.tobytes()})
         if self.hosts(target):
-            return _array(self.network.receive(_name(source)), values.dtype, values.shape)
+            return _array(self.network.receive(source), values.dtype, values.shape)
         return values
 
     def exchange(self, rows: np.ndarray) -> np.ndarray:
@@ -143,18 +143,14 @@ class Remote:
                 everybodys[i] = row
         return everybodys
 
-    def _sent(self, account: Role, messages: dict[str, bytes]) -> None:
+    def _sent(self, account: str, messages: dict[str, bytes]) -> None:
         before = sum(self.network.sent.values())
         self.network.send(messages)
         sent = sum(self.network.sent.values()) - before
-        if account == "dealer":
+        if account == DEALER:
             self.traffic.offline += sent
         else:
             self.traffic.inputs += sent
-
-
-def _name(role: Role) -> str:
-    return USER if role == "user" else DEALER
 
 
 def _array(message: bytes, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
@@ -164,6 +160,6 @@ def _array(message: bytes, dtype: np.dtype | type, shape: tuple[int, ...]) -> np
         ValueError: more or fewer than the program expects at this point.
     """
     numbers = np.frombuffer(message, dtype)
-    if numbers.size != int(np.prod(shape)):
-        raise ValueError(f"{numbers.size} numbers have come where {int(np.prod(shape))} are due")
+    if numbers.size != math.prod(shape):
+        raise ValueError(f"{numbers.size} numbers have come where {math.prod(shape)} are due")
     return numbers.reshape(shape)

@@ -18,7 +18,7 @@ import numpy as np
 
 from recipes.secret_sharing.arithmetic import Shared
 from recipes.secret_sharing.field import Draw, _short
-from recipes.secret_sharing.links import Link, Local
+from recipes.secret_sharing.links import DEALER, PARTIES, USER, Link, Local
 from recipes.secret_sharing.schemes import Additive, CheaterDetected
 
 _SEED, _NONCE = 32, 32  # bytes
@@ -66,11 +66,11 @@ class Session:
         self.record: list[tuple[str, np.ndarray]] | None = None
         """If a list, what the parties here receive is appended: (from whom, `[k, ...]` residues)."""
         self._opened: list[tuple[np.ndarray, np.ndarray]] = []  # values and MAC shares since the last check
-        self._key = self.field.random((), draw) if self.link.hosts("dealer") else None
+        self._key = self.field.random((), draw) if self.link.hosts(DEALER) else None
         self._key_shares = np.zeros(len(self.link.here), np.uint64)
         if self.scheme.words == 2:
             plain = Additive(self.scheme.parties, self.field)
-            self._key_shares = self.link.deal("dealer", lambda: plain.share(self._key, draw), (1,))[:, 0]
+            self._key_shares = self.link.deal(DEALER, lambda: plain.share(self._key, draw), (1,))[:, 0]
 
     def _check_settings(self) -> None:
         room = self.field.bits - 2
@@ -104,15 +104,15 @@ class Session:
         if residues is None:
             residues = np.zeros(shape, np.uint64)
         if self.scheme.words == 1:
-            rows = self.link.deal("user", lambda: self.scheme.share(residues, self.draw), (1, *shape))
-            self._note("user", rows)
+            rows = self.link.deal(USER, lambda: self.scheme.share(residues, self.draw), (1, *shape))
+            self._note(USER, rows)
             return Shared(self, rows, fraction_bits)
         mask = self.field.random(shape, self.draw)  # the dealer's counts
         shared_mask = self._dealt(lambda: mask, shape)
-        mask = self.link.tell("dealer", "user", mask)
+        mask = self.link.tell(DEALER, USER, mask)
         masked = np.broadcast_to(self.field.subtract(residues, mask), (self.scheme.parties, *shape))
-        rows = self.link.deal("user", lambda: masked, shape)
-        self._note("user", rows)
+        rows = self.link.deal(USER, lambda: masked, shape)
+        self._note(USER, rows)
         difference = rows[0] if len(rows) else np.zeros(shape, np.uint64)
         return Shared(self, (shared_mask + self.public(difference)).shares, fraction_bits)
 
@@ -174,18 +174,23 @@ class Session:
         """The residues `[*shape]` that everybody sees. One round.
 
         Raises:
-            CheaterDetected: Shamir's shares do not fit together, and cannot be corrected.
+            CheaterDetected: Shamir's shares do not fit together, and cannot be corrected; or a party
+                sent what is no residue.
         """
         rows = x.shares[:, 0]
         if self.cheater in self.link.here:
             lies = np.array([party == self.cheater for party in self.link.here], np.uint64)
             rows = self.field.add(rows, lies.reshape(-1, *[1] * len(x.shape)))
         everybodys = self.link.exchange(rows)
+        beyond = everybodys >= np.uint64(self.field.prime)
+        if beyond.any():  # what is no residue would upset the arithmetic, and with it the checks
+            party = int(np.argwhere(beyond)[0, 0])
+            raise CheaterDetected(f"party {party} sent what is no number modulo the prime", [party])
         if parties is not None:
             everybodys = everybodys[self.scheme.check_enough(parties)]
         residues, wrong = self.scheme.reconstruct(everybodys, parties)
         self.liars |= wrong
-        self._note("parties", np.broadcast_to(residues, (len(self.link.here), *residues.shape)))
+        self._note(PARTIES, np.broadcast_to(residues, (len(self.link.here), *residues.shape)))
         if self.scheme.words == 2:
             self._opened.append((residues.ravel(), x.shares[:, 1].reshape(len(x.shares), residues.size)))
         return residues
@@ -301,8 +306,8 @@ class Session:
         def shares() -> np.ndarray:
             return self.scheme.share(make(), self.draw, self._key)
 
-        rows = self.link.deal("dealer", shares, (self.scheme.words, *shape))
-        self._note("dealer", rows)
+        rows = self.link.deal(DEALER, shares, (self.scheme.words, *shape))
+        self._note(DEALER, rows)
         return Shared(self, rows)
 
     # ---- accounts
