@@ -1,16 +1,18 @@
-"""Real parties: a process each, which talk over TCP, know each other, and count rounds and bytes.
+"""Real parties: a process each, which talk over TCP, keep strangers out, and count rounds and bytes.
 
 `run_processes` starts the roles of a protocol on this machine and gives back what each of them
 returned. In each process `serve` runs the protocol with a `Network`: authenticated connections to
 every other role. If one of them dies, all end, and one line says which it was.
 
 Every two roles prove to each other that they know the run's secret (HMAC-SHA256 over both roles and
-two nonces), which travels to the processes on their standard input. What follows is neither
-encrypted nor authenticated: it stays on the loopback interface of one machine.
+two nonces), which travels to the processes on their standard input. That keeps strangers out; a role
+of the same run could pose as another. What follows is neither encrypted nor authenticated: it stays
+on the loopback interface of one machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import importlib
@@ -178,7 +180,7 @@ class Network:
             server.close()  # from here on nobody is let in
 
     async def _call(self, role: str, host: str, port: int) -> None:
-        """Connect to a role, and prove to each other who we are."""
+        """Connect to a role, and prove to each other that we belong to this run."""
         import asyncio
 
         reader, writer = await asyncio.open_connection(host, port)
@@ -196,22 +198,17 @@ class Network:
         import asyncio
 
         try:
-            hello, nonce = (
-                json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5)),
-                secrets.token_hex(16),
-            )
-            role = hello["from"]
+            hello = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
+            nonce, role = secrets.token_hex(16), hello["from"]
             if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
                 raise ValueError
-            _put(
-                writer,
-                {"nonce": nonce, "proof": self._proof("accept", role, self.role, hello["nonce"], nonce)},
-            )
+            proof = self._proof("accept", role, self.role, hello["nonce"], nonce)
+            _put(writer, {"nonce": nonce, "proof": proof})
             answer = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
             proof = self._proof("call", role, self.role, hello["nonce"], nonce)
             if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
                 raise ValueError
-        except (TimeoutError, ValueError, TypeError, KeyError):
+        except (TimeoutError, ValueError, TypeError, KeyError, RecursionError):
             peer = writer.get_extra_info("peername")
             print(
                 f"{self.role}: a stranger at {peer[0]}:{peer[1]} was turned away", file=sys.stderr, flush=True
@@ -250,21 +247,22 @@ async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
 
 def serve() -> None:
     """Play a role in a process that `run_processes` started; the result goes to standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: the parent will say how we ended
     start = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     listener = socket.socket(fileno=start["listener"])
     addresses = {role: tuple(address) for role, address in start["addresses"].items()}
-    sys.path[:] = start["path"]
-    play = getattr(importlib.import_module(start["module"]), start["function"])
     try:
+        play = getattr(importlib.import_module(start["module"]), start["function"])
         with Network(start["role"], addresses, bytes.fromhex(start["secret"]), listener) as network:
             said = {"result": play(network, start["settings"])}
     except PartyLost as error:
         said = {"lost": error.role, "message": str(error)}
     except Exception as error:
         said = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(said), flush=True)
-    raise SystemExit(0 if "result" in said else 1)
+    with contextlib.suppress(BrokenPipeError):  # the parent may have died
+        print(json.dumps(said), flush=True)
+    os._exit(0 if "result" in said else 1)
 
 
 def _end_with_the_parent() -> None:
@@ -287,38 +285,39 @@ def run_processes(play: Callable[[Network, Any], Any], settings: Mapping[str, An
     Raises:
         PartyLost: a role died, or failed; all others have been stopped.
     """
-    secret, listeners = (
-        secrets.token_hex(32),
-        {role: socket.create_server(("127.0.0.1", 0)) for role in settings},
-    )
+    secret = secrets.token_hex(32)
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in settings}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for role, listener in listeners.items():
             processes[role] = _started(role, listener)
             start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
-            start |= {"module": play.__module__, "function": play.__name__, "path": sys.path}
-            start |= {"settings": settings[role]}
+            start |= {"module": play.__module__, "function": play.__name__, "settings": settings[role]}
             processes[role].stdin.write(json.dumps(start) + "\n")
             processes[role].stdin.flush()
             listener.close()
         return _results(processes)
     except BrokenPipeError as error:
-        raise PartyLost(f"{role} ended before it began") from error
+        raise PartyLost(f"{role} ended before it began; the others have been stopped", role) from error
     finally:
         for process in processes.values():
             process.kill()
+        for process in processes.values():
             process.wait()
-            process.stdin.close()
             process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         for listener in listeners.values():
             listener.close()
 
 
 def _started(role: str, listener: socket.socket) -> subprocess.Popen[str]:
-    code = "from recipes.parties import serve; serve()"
+    code = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from recipes.parties import serve; serve()"
+    )
     return subprocess.Popen(  # noqa: S603 - this Python, our own module
-        [sys.executable, "-c", code, role],  # the role is for whoever lists processes
+        [sys.executable, "-c", code, json.dumps(sys.path), role],  # the role is for who lists processes
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=[listener.fileno()],
@@ -338,6 +337,8 @@ def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
             break
         if any(codes.values()):
             deadline = min(deadline, time.monotonic() + _GRACE)
+        elif list(codes.values()).count(None) == 1:  # it has nobody to wait for any more
+            deadline = min(deadline, time.monotonic() + PATIENCE)
         time.sleep(0.01)
     for process in processes.values():
         process.kill()
@@ -366,7 +367,7 @@ def _complain(codes: Mapping[str, int | None], reports: Mapping[str, Mapping[str
     """
     for role, code in codes.items():
         if code and role not in reports:
-            how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+            how = f"was killed ({_name(-code)})" if code < 0 else f"ended with status {code}"
             raise PartyLost(f"{role} {how}; the others have been stopped", role)
         if code == 0 and role not in reports:
             raise PartyLost(f"{role} ended without a result; the others have been stopped", role)
@@ -374,8 +375,16 @@ def _complain(codes: Mapping[str, int | None], reports: Mapping[str, Mapping[str
         if "error" in report:
             raise PartyLost(f"{role} failed: {report['error']}; the others have been stopped", role)
     lost = [report for report in reports.values() if "lost" in report]
+    still = [role for role, code in codes.items() if code is None]
+    if not lost and still:
+        raise PartyLost(f"{still[0]} has gone silent; the others have ended", still[0])
     if not lost:
         return
     silent = [report for report in lost if codes[report["lost"]] is None]
     told = (silent or lost)[0]
     raise PartyLost(f"{told['message']}; the others have been stopped", told["lost"])
+
+
+def _name(number: int) -> str:
+    """What a signal is called; real-time signals have numbers only."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

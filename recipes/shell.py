@@ -90,6 +90,11 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 def _mend_streams() -> None:
     """Let output that was closed go nowhere, and what the terminal cannot show be spelled out."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file would take its number, and be taken for it
+            os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process

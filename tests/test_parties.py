@@ -90,6 +90,7 @@ def test_who_does_not_know_the_secret_stays_out(monkeypatch, capfd):
         b"\x02\0\0\0[]",
         b"\x04\0\0\0null",
         b"\x05\0\0\0\xff\xfe\xfd\xfc\xfb",
+        b"\0\x04\0\0" + b"[" * 1024,
     ],
 )
 def test_strangers_are_turned_away_and_the_run_goes_on(garbage, capfd):
@@ -214,6 +215,25 @@ def hang(network, number):
     return double(network, number)
 
 
+def interrupt(network, number):
+    if network.role == "b":
+        os.kill(os.getpid(), signal.SIGINT)
+    return double(network, number)
+
+
+def real_time(network, number):
+    if network.role == "b":
+        os.kill(os.getpid(), signal.SIGRTMIN + 6)
+    return double(network, number)
+
+
+def stop_at_the_end(network, number):
+    result = double(network, number)
+    if network.role == "b":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return result
+
+
 NUMBERS = {"a": 1, "b": 20, "c": 300}
 
 
@@ -228,6 +248,8 @@ def test_every_process_gets_its_own_settings_and_all_results_come_back():
         (die, r"c was killed \(SIGSEGV\); the others"),
         (leave, "b ended without a result; the others"),
         (hang, "c ended with status 3; the others"),
+        (interrupt, r"b was killed \(SIGINT\); the others"),
+        (real_time, r"b was killed \(signal 40\); the others"),
     ],
 )
 def test_the_cause_is_named_and_nobody_waits(play, message, capfd):
@@ -236,3 +258,17 @@ def test_the_cause_is_named_and_nobody_waits(play, message, capfd):
         run_processes(play, NUMBERS)
     assert time.monotonic() - start < 8
     assert capfd.readouterr().err == ""
+
+
+def test_who_goes_silent_when_all_others_have_ended_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(parties, "PATIENCE", 1.0)
+    start = time.monotonic()
+    with pytest.raises(PartyLost, match="b has gone silent; the others have ended"):
+        run_processes(stop_at_the_end, NUMBERS)
+    assert time.monotonic() - start < 8
+
+
+def test_children_that_never_begin_are_reported(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(PartyLost, match="ended"):
+        run_processes(double, NUMBERS)

@@ -4,12 +4,15 @@ A number is split into shares that say nothing each; sums of shares are shares o
 random triples dealt beforehand products, comparisons, decimals and divisions follow. What a party
 changes on the way is caught by redundancy (Shamir) or by message authentication codes (SPDZ).
 
-Who sees what: the user knows the numbers. A party sees its shares, the expression without its
-        numbers, masked numbers and the result; parties - 1 parties together (with Shamir's scheme
-        t) learn no more than the result tells. The dealer sees the expression, and nothing of
-        numbers or masked numbers; it must not join a party, for together they know all. With
-        additive shares every party must follow the protocol; with Shamir's, wrong shares are
-        corrected or reported; with authenticated ones the run stops before a result is told.
+Who sees what: the user knows the numbers. A party sees its shares, masked numbers, the result, and
+        the expression without its numbers (with exponents, and which numbers are decimals); parties
+        - 1 parties together (with Shamir's scheme t) learn no more than the result tells. The
+        dealer sees the expression, and nothing of numbers or masked numbers; it must not join a
+        party, for together they know what enters any product or comparison, and with MACs every
+        input. With additive shares every party must follow the protocol. With n of Shamir's up to
+        (n - t - 1) / 2 wrong ones are corrected; more may go unnoticed, or put the blame on others.
+        With authenticated ones no wrong result is accepted, but who cheats in the last step alone
+        still learns the right one, and may keep it from the others.
 Paper:  Shamir, "How to share a secret", 1979; Beaver, "Efficient multiparty protocols using circuit
         randomization", 1991; Nishide and Ohta, "Multiparty computation for interval, equality, and
         comparison without bit-decomposition protocol", 2007; Damgård et al., "Multiparty computation

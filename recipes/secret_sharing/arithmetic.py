@@ -12,7 +12,7 @@ l is the number of bits of the prime (46 by default), f the number of fraction b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +51,26 @@ class Shared:
 
     def __getitem__(self, index: Any) -> Shared:
         index = index if isinstance(index, tuple) else (index,)
-        return replace(self, shares=self.shares[(slice(None), slice(None), *index)])
+        if not any(one is Ellipsis for one in index):
+            index = (*index, Ellipsis)
+        numbers_first = np.moveaxis(self.shares, (0, 1), (-2, -1))  # so that any index means the same
+        picked = numbers_first[(*index, slice(None), slice(None))]
+        return replace(self, shares=np.moveaxis(picked, (-2, -1), (0, 1)))
 
     def __len__(self) -> int:
-        return len(self.shares[0, 0]) if self.shares.shape[0] else self.shape[0]
+        if not self.shape:
+            raise TypeError("a single shared number has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Shared]:
+        return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
         raise TypeError("whether a shared number is true is secret: `decrypt` it, or use `select`")
 
-    def reshape(self, *shape: int) -> Shared:
-        """The same numbers in another shape."""
+    def reshape(self, *shape: int | tuple[int, ...]) -> Shared:
+        """The same numbers in another shape, given as NumPy's."""
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         return replace(self, shares=self.shares.reshape(*self.shares.shape[:2], *shape))
 
     def sum(self) -> Shared:
@@ -255,6 +265,17 @@ def select(condition: Shared, x: Any, y: Any) -> Shared:
 # ---- bits, and what can be told from them
 
 
+def xor_public(x: Shared, bit: np.ndarray) -> Shared:
+    """A shared bit, turned where the public one is 1. Local."""
+    return x * (1 - 2 * bit) + bit
+
+
+def xor(x: Shared, y: Shared) -> Shared:
+    """[x != y] of shared bits. Cost: 1 round, 2 opened, 1 triple."""
+    both = x * y
+    return x + y - (both + both)
+
+
 def less_than_bits(pairs: Sequence[tuple[np.ndarray, Shared]]) -> list[Shared]:
     """For each pair [c < r], where c is public and r is shared bit by bit, all pairs side by side.
 
@@ -270,7 +291,7 @@ def less_than_bits(pairs: Sequence[tuple[np.ndarray, Shared]]) -> list[Shared]:
     trees = []
     for c, r in pairs:
         less = r * (1 - c)  # at this bit alone: 0 < 1
-        equal = 1 - (r + c - 2 * (r * c))
+        equal = 1 - xor_public(r, c)
         trees.append((less, equal))
     while any(len(less) > 1 for less, _ in trees):
         halves = [(less, equal, len(less) // 2 * 2) for less, equal in trees]
@@ -303,8 +324,7 @@ def is_negative(x: Shared) -> Shared:
     c = session.open(x.integers() + x.integers() + r)
     c_bits = session.field.bits_of(c, session.field.bits)
     (wrapped,) = less_than_bits([(c_bits, bits)])
-    unwrapped = bits[0] + c_bits[0] - 2 * (bits[0] * c_bits[0])  # xor with a public bit is local
-    return wrapped + unwrapped - 2 * (wrapped * unwrapped)
+    return xor(wrapped, xor_public(bits[0], c_bits[0]))
 
 
 def less_than(x: Shared, y: Shared) -> Shared:
@@ -320,7 +340,7 @@ def less_than(x: Shared, y: Shared) -> Shared:
     x, y = _broadcast(x, shape), _broadcast(y, shape)
     x_negative, y_negative, difference_negative = is_negative(stack([x, y, x - y]))
     both = x_negative * y_negative
-    differ = x_negative + y_negative - 2 * both
+    differ = x_negative + y_negative - (both + both)
     return x_negative - both + (1 - differ) * difference_negative
 
 
@@ -333,7 +353,7 @@ def is_zero(x: Shared) -> Shared:
     r, bits = session.random_bits(x.shape)
     c = session.open(x.integers() + r)
     c_bits = session.field.bits_of(c, session.field.bits)
-    equal = 1 - (bits + c_bits - 2 * (bits * c_bits))
+    equal = 1 - xor_public(bits, c_bits)
     while len(equal) > 1:
         even = len(equal) // 2 * 2
         (both,) = products([(equal[0:even:2], equal[1:even:2])])
@@ -374,12 +394,19 @@ def truncate_exact(x: Shared, bits: int) -> Shared:
 
     Cost for bits = f: 2 + log2(l) rounded up rounds, 4l + 8f - 9 opened, 2l + 4f - 5 triples.
 
-    Range: |x| < (prime - 1) / 2 - 2^(bits + 1).
+    Range: |x| < (prime - 1) / 2 - 2^(bits + 1), for decimals taken as shared integers.
+
+    Raises:
+        ValueError: bits is negative, or the field has not so many.
     """
     session, field = x.session, x.session.field
-    step = 1 << bits
+    if not 0 <= bits < field.bits - 1:
+        raise ValueError(f"{bits} bits to cut off: there must be 0 to {field.bits - 2}")
+    if bits == 0:
+        return x
+    fraction_bits, step = x.fraction_bits, 1 << bits
     offset = field.largest // step * step
-    x = x + offset + step // 2
+    x = x.integers() + offset + step // 2
     r, r_bits = session.random_bits(x.shape)
     c = session.open(x + r)
     # The lowest bits of c if the sum has not wrapped modulo the prime, and of c + prime if it has
@@ -390,8 +417,8 @@ def truncate_exact(x: Shared, bits: int) -> Shared:
     r_low = _sum_of_bits(r_bits[:bits])
     rests = [borrow * step + low.astype(np.int64) - r_low for low, borrow in zip(lows, borrows, strict=True)]
     rest = select(wrapped, rests[1], rests[0])
-    quotient = (x - rest).times(field.inverse(field.encode(step)))
-    return quotient - offset // step
+    quotient = (x - rest).times(field.inverse(field.encode(step))) - offset // step
+    return replace(quotient, fraction_bits=fraction_bits)
 
 
 def truncate_probabilistic(x: Shared, bits: int) -> Shared:
@@ -400,19 +427,26 @@ def truncate_probabilistic(x: Shared, bits: int) -> Shared:
     Open c = x' + r for a random [r] and shared [r / 2^bits], where x' is x made positive by adding
     2^(k - 1), and k bits hold every x' that is promised. Then c / 2^bits - r / 2^bits, both rounded
     down, is x' / 2^bits rounded down or up: up with a probability equal to the part that is cut off.
-    If the sum wraps modulo the prime, which it does for x' of the `prime` values of r, the result is
-    wrong by prime / 2^bits: `failure_probability` gives the bound 2^k / prime.
+    If the sum wraps modulo the prime, which it does for x' out of `prime` values of r, the result is
+    wrong by prime / 2^bits: the session's `failure_probability` is the bound 2^k / prime.
 
     Cost: 1 round, 1 opened, no triples.
 
-    Range: |x| < 2^(k - 1), where k - 1 = session.integer_bits + 2 session.fraction_bits.
+    Range: |x| < 2^(k - 1), for decimals taken as shared integers, where
+    k - 1 = session.integer_bits + 2 session.fraction_bits.
+
+    Raises:
+        ValueError: bits is negative, or more than k - 1.
     """
     session = x.session
+    if not 0 <= bits <= session.product_bits:
+        raise ValueError(f"{bits} bits to cut off: there must be 0 to {session.product_bits}")
     offset = 1 << session.product_bits
     r, r_high = session.random_and_high(x.shape, bits)
-    c = session.open(x + offset + r)
-    session.count_truncations(c.size)
-    return session.public(c >> np.uint64(bits)) - r_high - (offset >> bits)
+    c = session.open(x.integers() + offset + r)
+    session.truncations += c.size
+    quotient = session.public(c >> np.uint64(bits)) - r_high - (offset >> bits)
+    return replace(quotient, fraction_bits=x.fraction_bits)
 
 
 def _sum_of_bits(bits: Shared) -> Shared:
@@ -435,7 +469,7 @@ def divide(x: Shared, y: Shared) -> Shared:
        places at once.
     3. Put the sign back.
 
-    Where y is 0 the result means nothing: every bit is 0, and that nobody may know.
+    Where y is 0 everything fits, every bit is 1, and the result means nothing; nobody is warned.
 
     Cost: (l + 1)(2 + L) + l + 2 rounds with L = log2(l) rounded up, 8l^2 + 3 opened, 4l^2 - l + 2 triples.
 
@@ -447,7 +481,8 @@ def divide(x: Shared, y: Shared) -> Shared:
     x, y = _broadcast(x, shape), _broadcast(y, shape)
     surplus = session.fraction_bits - x.fraction_bits + y.fraction_bits
     operands = stack([x.integers(), y.integers()])
-    signs = 1 - 2 * is_negative(operands)  # 1 or -1
+    negative = is_negative(operands)
+    signs = 1 - (negative + negative)  # 1 or -1
     (x, y), (sign,) = products([(operands, signs), (signs[:1], signs[1:])])
     rest = x.scaled_up(surplus).integers()
     places = np.arange(field.bits - 1).reshape(-1, *[1] * len(shape))

@@ -31,17 +31,18 @@ class Config:
     parties: int = 3
     """Parties that hold shares, 2 to 100."""
     scheme: Scheme | None = None
-    """How numbers are shared; additive, or authenticated if somebody cheats."""
+    """How numbers are shared; if not given additive, or authenticated if somebody cheats."""
     threshold: int | None = None
-    """With Shamir's scheme: so many shares tell nothing, one more reconstructs; (parties - 1) / 2."""
+    """With Shamir's scheme: so many shares tell nothing, one more reconstructs; if not given
+    (parties - 1) / 2 rounded down, but at least 1."""
     prime: int = CHAPTER_PRIME
     """The modulus, an odd prime below 2^48."""
     fraction_bits: int = 12
-    """Binary places of decimals: they are multiples of 2^-12."""
+    """Binary places of decimals, which are multiples of 2^-fraction_bits."""
     truncation: Literal["exact", "probabilistic"] = "exact"
     """How products of decimals are rounded: exact, or in one round, with a small chance of nonsense."""
     integer_bits: int = 12
-    """With probabilistic truncation: products of decimals are smaller than 2^12."""
+    """With probabilistic truncation, products of decimals are smaller than 2^integer_bits."""
     processes: bool = False
     """Run the user, the dealer and each party as a process of its own, over TCP on this machine."""
     cheat: int | None = None
@@ -83,7 +84,7 @@ class Result:
 
     expression: str
     value: bool | int | float | None
-    """What was opened; None if a cheater was caught before."""
+    """What was opened; None if a cheater was caught."""
     expected: bool | int | float
     """The same expression in exact arithmetic."""
     error_bound: float
@@ -109,16 +110,16 @@ class Result:
     triples: int
     """Beaver triples used up."""
     numbers_dealt: int
-    """Numbers that each party got from the dealer."""
+    """Numbers that each party got from the dealer: shares of masks, their bits, triples and MACs."""
     numbers_opened: int
-    """Masked numbers that all parties saw."""
+    """Numbers that all parties saw opened: masked ones, and the result."""
     cheater_detected: bool
     cheaters: tuple[int, ...]
     """Which parties cheated, where the scheme can tell."""
     verdict: str
     """How the cheating ended, in words."""
     shares: tuple[tuple[int, ...], ...]
-    """For each party its shares of the numbers, in the expression's order."""
+    """For each party its shares of the numbers, as these stand in the expression."""
     config: Config = field(repr=False)
 
 
@@ -137,7 +138,6 @@ def compute(program: Program, session: Session, numbers: list[int | float] | Non
         value, verdict, cheaters, shares (`[k][numbers]`), numbers_dealt, numbers_opened, triples and
         the link's traffic; for a `recipes.parties` message.
     """
-    session.record = []
     held: dict[int, arithmetic.Shared] = {}
 
     def shared(index: int) -> arithmetic.Shared:
@@ -158,18 +158,14 @@ def compute(program: Program, session: Session, numbers: list[int | float] | Non
         if session.link.here:
             raise
         verdict = "the parties have stopped"  # which the dealer and the user cannot know beforehand
-    seen = {
-        source: [rows.size for one, rows in session.record if one == source]
-        for source in (links.DEALER, links.PARTIES)
-    }
     here = max(len(session.link.here), 1)
     return {
         "value": value,
         "verdict": verdict,
         "cheaters": list(cheaters),
         "shares": [[int(held[i].shares[k, 0]) for i in sorted(held)] for k in range(len(session.link.here))],
-        "numbers_dealt": sum(seen[links.DEALER]) // here,
-        "numbers_opened": sum(seen[links.PARTIES]) // here,
+        "numbers_dealt": session.received[links.DEALER] // here,
+        "numbers_opened": session.received[links.PARTIES] // here,
         "triples": session.triples_used,
         "truncations": session.truncations,
         "traffic": vars(session.link.traffic),
@@ -189,11 +185,9 @@ def compute_in_processes(config: Config) -> dict[str, Any]:
     reports = run_processes(play, settings)
     of_parties = [reports[links.party(i)] for i in range(config.parties)]
     first = of_parties[0]
-    if any(
-        (one["value"], one["traffic"]["rounds"]) != (first["value"], first["traffic"]["rounds"])
-        for one in of_parties
-    ):
-        raise PartyLost("the parties report different results")
+    told = [(one["value"], one["verdict"], one["traffic"]["rounds"]) for one in of_parties]
+    if any(one != told[0] for one in told):
+        raise PartyLost(f"the parties report different results: {told}")
     traffic = [report["traffic"] for report in reports.values()]
     return first | {
         "shares": [report["shares"][0] for report in of_parties],
@@ -228,7 +222,7 @@ def run(config: Config) -> Result:
         expression=config.expression,
         value=bool(report["value"]) if as_bool else report["value"],
         expected=_plain(known, program),
-        error_bound=float(known.error),
+        error_bound=min(float(known.error), 1.0) if program.is_comparison else float(known.error),
         agrees=report["value"] is not None and abs(Fraction(report["value"]) - known.value) <= known.error,
         failure_probability=min(1.0, report["truncations"] * session.failure_probability),
         scheme=scheme.name,
@@ -267,7 +261,7 @@ def describe(result: Result) -> str:
 def _outcome(result: Result) -> str:
     lines = [f"{result.expression}  =  {result.value}   (in the clear: {result.expected})"]
     if result.value is None:
-        lines = [f"{result.expression}  was not opened: {result.verdict}"]
+        lines = [f"{result.expression}  has no result: {result.verdict}"]
     elif result.verdict:
         lines.append(f"caught: {result.verdict}")
     elif result.config.cheat is not None:
@@ -276,7 +270,7 @@ def _outcome(result: Result) -> str:
             f"party {result.config.cheat} cheated, which {result.scheme} shares do not show: {right}"
         )
     elif not result.agrees:
-        lines.append("WRONG: a truncation has failed")
+        lines.append("WRONG: a truncation has failed")  # exact ones cannot
     elif result.error_bound >= 1 and isinstance(result.value, bool):
         lines.append("the two sides are closer than decimals are exact: it might as well be the opposite")
     elif result.error_bound:
@@ -289,13 +283,13 @@ def _outcome(result: Result) -> str:
 def _views(result: Result) -> str:
     lines = [
         f"{len(result.shares[0])} numbers, shared among {result.parties} parties ({result.scheme}) modulo"
-        f" {result.config.prime}; {result.threshold} of the parties together know nothing of them"
+        f" {result.config.prime}; any {result.threshold} of them learn no more than the result tells"
     ]
     for party, shares in enumerate(result.shares):
         told = ", ".join(map(str, shares)) if result.config.show_shares else f"{len(shares)} shares"
         lines.append(
-            f"party {party} saw {told}; {result.numbers_dealt:,} random numbers;"
-            f" {result.numbers_opened:,} opened, all masked but the result"
+            f"party {party} saw {told}; {result.numbers_dealt:,} numbers from the dealer;"
+            f" {result.numbers_opened:,} opened, all masked but a result"
         )
     return "\n".join(lines)
 
@@ -322,7 +316,7 @@ def cost_table(config: Config) -> str:
 
 
 def plot(result: Result) -> Figure:
-    """A picture, its shares and their sum; below it, what the operations cost."""
+    """A picture, its shares (of four parties at most) and what they make together; and the costs."""
     from matplotlib.figure import Figure
 
     from recipes.data import load
@@ -330,7 +324,8 @@ def plot(result: Result) -> Figure:
     data = load("fashion-mnist", result.config.data)
     session = result.config.session()
     picture = session.encrypt(data.train.images[0].astype(np.int64))
-    shown = {f"party {i}": picture.shares[i, 0] for i in range(min(session.scheme.parties, 4))}
+    parties = session.scheme.parties
+    shown = {f"party {i} of {parties}": picture.shares[i, 0] for i in range(min(parties, 4))}
     session.cheater = None
     shown = {"secret": data.train.images[0], **shown, "put together": session.decrypt(picture)}
 
@@ -355,9 +350,12 @@ def _plot_costs(axes: np.ndarray, config: Config) -> None:
         f"bytes between {scheme.parties} parties": [cost.online_bytes(scheme) for cost in talking.values()],
     }
     for axis, (title, values) in zip(axes, amounts.items(), strict=True):
-        bars = axis.barh(list(talking), values)
-        axis.bar_label(bars, [f"{value:,}" for value in values], padding=2, fontsize=8)
-        axis.set(xscale="log", xlim=(0.5, max(values) * 8), title=title)
+        axis.plot(values, list(talking), "o")
+        for name, value in zip(talking, values, strict=True):
+            axis.annotate(f"{value:,}", (value, name), (6, -3), textcoords="offset points", fontsize=8)
+        axis.set(xscale="log", xlim=(min(values) / 2, max(values) * 20))
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", alpha=0.3)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ _OPERATORS = {
     **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.USub: operator.neg, ast.UAdd: lambda x: x},
 }
 _CAN = "an expression has numbers, + - * / **, comparisons, parentheses and `x if y < z else w`"
-_LONGEST, _HIGHEST = 2000, 1000
+_LONGEST, _HIGHEST, _DEEPEST = 2000, 1000, 200
+_TOO_DEEP = f"the expression is nested too deeply: {_DEEPEST} levels are the most, and `1 + 2 + 3` has 2"
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,30 @@ def parse(expression: str) -> tuple[Program, list[int | float]]:
     if len(expression) > _LONGEST:
         raise ValueError(f"the expression has {len(expression)} characters: {_LONGEST} are the most")
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-        for node in ast.walk(tree):
-            if isinstance(node, ast.expr):
-                _check(node)
-        extract = _Extract()
-        text = ast.unparse(extract.visit(tree))
-    except SyntaxError as error:
-        raise ValueError(f"{_cut(expression)!r} is not an expression: {error.msg}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about style
+            tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, UnicodeError) as error:
+        reason = getattr(error, "msg", "it is no text")
+        raise ValueError(f"{_cut(expression)!r} is not an expression: {reason}") from error
     except (RecursionError, MemoryError) as error:
-        raise ValueError("the expression is nested too deeply") from error
+        raise ValueError(_TOO_DEEP) from error
+    _check_depth(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr):
+            _check(node)
+    extract = _Extract()
+    text = ast.unparse(extract.visit(tree))
     return Program(text, tuple(isinstance(x, float) for x in extract.numbers)), extract.numbers
+
+
+def _check_depth(tree: ast.expr) -> None:
+    """Refuse what would take more steps into the tree than Python's stack has room for."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise ValueError(_TOO_DEEP)
 
 
 def _check(node: ast.expr) -> None:
@@ -89,7 +104,7 @@ def _check(node: ast.expr) -> None:
     match node:
         case ast.Constant(value) if type(value) in (int, float):
             if abs(value) > 1e300:
-                raise ValueError("a number is too large: even Python's floats would not hold it")
+                raise ValueError("a number is too large: not even Python's floats go far beyond 1e300")
         case ast.BinOp(_, ast.Pow(), exponent):
             if not isinstance(exponent, ast.Constant) or type(exponent.value) is not int:
                 raise ValueError(f"{_shown(node)}: an exponent is public, a whole number from 0")
@@ -116,6 +131,10 @@ class _Extract(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.Name:
         self.numbers.append(node.value)
         return ast.Name(f"x{len(self.numbers) - 1}")
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.IfExp:
+        body, test = self.visit(node.body), self.visit(node.test)  # as they stand, from left to right
+        return ast.IfExp(test, body, self.visit(node.orelse))
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         if isinstance(node.op, ast.Pow):

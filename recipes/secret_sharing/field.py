@@ -7,6 +7,7 @@ integers stand for residues as two's complement does for bits: -1 is prime - 1.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ Draw = Callable[[int], bytes]
 """Where randomness comes from: a number of bytes to so many bytes. Tests put in their own."""
 
 _PIECE = 1 << 15  # residues worked on at a time: intermediate arrays then stay in the processor's cache
-_FEW = 16  # arrays that NumPy goes through side by side; it could do 32
+_FEW = 16  # arrays that NumPy goes through side by side, which with the result may be 32 at most
 _SUMMANDS = 1 << 15  # residues of 48 bits whose sum fits into 64
-_SIX_BYTES = 48  # bits of randomness behind one residue, which must exceed those of the prime
+_DRAWN_BITS = 48  # of randomness behind one residue, six bytes; the prime may not have more
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Field:
     prime: int = CHAPTER_PRIME
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.prime, int)
-            or not 3 <= self.prime < 1 << _SIX_BYTES
-            or not _is_prime(self.prime)
-        ):
+        try:
+            object.__setattr__(self, "prime", operator.index(self.prime))
+        except TypeError as error:
+            raise ValueError(f"the modulus is {_short(self.prime)}: it must be an odd prime") from error
+        if not 3 <= self.prime < 1 << _DRAWN_BITS or not _is_prime(self.prime):
             raise ValueError(f"the modulus is {self.prime}: it must be an odd prime below 2^48")
 
     @property
@@ -71,7 +72,10 @@ class Field:
         """
         given = np.asarray(integers)
         if given.dtype == object and all(isinstance(one, int) for one in given.flat):
-            self._refuse(max(given.flat, key=abs))  # Python's integers know no bounds, NumPy's do
+            largest = max(given.flat, key=abs, default=0)  # Python's integers know no bounds, NumPy's do
+            if abs(largest) > self.largest:
+                self._refuse(largest)
+            given = given.astype(np.int64)
         if given.dtype.kind not in "iub":
             raise ValueError(f"{_short(integers)} is no integer, nor an array of integers")
         if given.size:
@@ -134,6 +138,8 @@ class Field:
 
     def total(self, residues: np.ndarray) -> np.ndarray:
         """The sum over the first axis."""
+        if not residues.size:
+            return np.zeros(residues.shape[1:], np.uint64)
         if len(residues) <= _FEW:
             return _piecewise(self._total, np.uint64, *residues)
         starts = range(0, len(residues), _SUMMANDS)
@@ -160,7 +166,8 @@ class Field:
         return self.power(x, self.prime - 2)
 
     def _once(self, x: np.ndarray) -> np.ndarray:
-        """x below 2 * prime to x modulo the prime, in place: what is too small for it wraps."""
+        """Take the prime off where x is not below it, in place: where it is, the difference wraps, and
+        so is the larger."""
         x = np.asarray(x)
         with np.errstate(over="ignore"):
             return np.minimum(x, x - self._p, out=x)
@@ -200,7 +207,8 @@ def in_pieces(work: Callable[[slice], None], count: int, draw: Draw) -> None:
 
 def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.ndarray) -> np.ndarray:
     """`function(*arrays)`, for large arrays in pieces, so that intermediate results stay in the cache."""
-    if max(map(np.size, arrays)) <= _PIECE:
+    sizes = [np.size(array) for array in arrays]
+    if max(sizes) <= _PIECE or min(sizes) == 0:
         return function(*arrays)
     inputs = [["readonly"]] * len(arrays)
     pieces = np.nditer(

@@ -33,7 +33,7 @@ class Traffic:
     """What has been sent, frames' headers of 4 bytes included."""
 
     rounds: int = 0
-    """Rounds between the parties, each of which sends to each other one once."""
+    """Rounds, in each of which every party sends one message to every other."""
     online: int = 0
     """Bytes between the parties."""
     offline: int = 0
@@ -56,7 +56,7 @@ class Link(Protocol):
         """`make()` `[n, *shape]`, called where the source lives, gives each party its row: `[k, *shape]`."""
 
     def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
-        """The source's values, at the target; elsewhere whatever."""
+        """The source's values, at the target; elsewhere the result means nothing."""
 
     def exchange(self, rows: np.ndarray) -> np.ndarray:
         """One round: every party sends its row of `[k, *shape]` to each other one: `[n, *shape]`."""
@@ -123,7 +123,7 @@ class Remote:
     def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
         """Send values from the dealer to the user, or receive them."""
         if self.hosts(source):
-            self._sent(USER, {target: values.tobytes()})
+            self._sent(USER, {target: values.tobytes()})  # it is for the sake of an input
         if self.hosts(target):
             return _array(self.network.receive(source), values.dtype, values.shape)
         return values

@@ -23,13 +23,14 @@ def wrong_points(points: Sequence[int], values: Sequence[int], degree: int, prim
         prime: the modulus.
 
     Returns:
-        At most (m - degree - 1) / 2 points; None if more values are wrong than that.
+        At most (m - degree - 1) / 2 points. If more values are wrong than that, None, or points that
+        are wrong for another polynomial.
     """
     errors = (len(points) - degree - 1) // 2
     width = degree + errors + 1  # coefficients of Q, beside the e lower ones of E, whose highest is 1
     system = []
     for x, y in zip(points, values, strict=True):
-        powers = [pow(x, power, prime) for power in range(max(width, errors + 1))]
+        powers = [pow(x, power, prime) for power in range(width)]
         of_e = [-y * power % prime for power in powers[:errors]]
         system.append([*powers[:width], *of_e, y * powers[errors] % prime])
     solution = _solve(system, prime)

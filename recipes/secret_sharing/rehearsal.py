@@ -6,6 +6,7 @@ numbers, and so can tell beforehand; and what the rounding of decimals can do to
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,11 +32,16 @@ class Known:
 
     def _check(self, fraction_bits: int, largest: int) -> None:
         """Refuse a number that as a shared integer would be beyond `largest`."""
-        if (abs(self.value) + self.error) * 2**fraction_bits > largest:
+        if abs(self.value) * 2**fraction_bits <= largest < (abs(self.value) + self.error) * 2**fraction_bits:
+            raise ValueError(
+                f"{float(self.value):.6g} may be off by {float(self.error):.2g}, and so out of range:"
+                f" {self.session.fraction_bits} fraction bits are too few here"
+            )
+        if abs(self.value) * 2**fraction_bits > largest:
             limit = Fraction(largest, 2**fraction_bits)
             raise ValueError(
-                f"a result of {float(self.value):.6g} is out of range: here it must lie within"
-                f" ±{float(limit):.6g} ({fraction_bits} fraction bits modulo {self.session.field.prime})"
+                f"{float(self.value):.12g} is out of range: here a number must lie within"
+                f" ±{float(limit):.12g} ({fraction_bits} fraction bits modulo {self.session.field.prime})"
             )
 
     def _alike(self, other: Known) -> tuple[Known, Known]:
@@ -55,7 +61,7 @@ class Known:
     def __mul__(self, other: Known) -> Known:
         error = abs(self.value) * other.error + abs(other.value) * self.error + self.error * other.error
         bits, session = self.fraction_bits + other.fraction_bits, self.session
-        product = Known(self.value * other.value, error, 0, session)
+        product = _known(self.value * other.value, error, 0, session)
         surplus = bits - session.fraction_bits
         if surplus <= 0:
             return replace(product, fraction_bits=bits)
@@ -65,7 +71,7 @@ class Known:
         else:
             product._check(bits, 2**session.product_bits - 1)
             step = Fraction(1, 2**session.fraction_bits)
-        return replace(product, error=error + step, fraction_bits=session.fraction_bits)
+        return replace(product, error=product.error + step, fraction_bits=session.fraction_bits)
 
     def __pow__(self, exponent: int) -> Known:
         if exponent == 0:
@@ -79,17 +85,18 @@ class Known:
 
     def __truediv__(self, other: Known) -> Known:
         f = self.session.fraction_bits
+        if other.value == 0:
+            raise ValueError("division by zero")
         if abs(other.value) <= other.error:
             raise ValueError(
-                "division by zero" if other.value == 0 else
-                f"division by {float(other.value):.3g}, which is zero with {f} fraction bits"
-            )  # fmt: skip
+                f"division by {float(other.value):.3g}, which may be zero with {f} fraction bits"
+            )
         surplus = f - self.fraction_bits + other.fraction_bits
         self._check(self.fraction_bits + surplus, self.session.field.largest)
         quotient = self.value / other.value
         smallest = abs(other.value) - other.error
         error = (self.error + abs(quotient) * other.error) / smallest + Fraction(1, 2**f)
-        return Known(quotient, error, f, self.session)
+        return _known(quotient, error, f, self.session)
 
     def _truth(self, other: Known, relation: Callable[[Any, Any], bool]) -> Known:
         x, y = self._alike(other)
@@ -116,6 +123,19 @@ class Known:
         return self._truth(other, operator.ne)
 
 
+def _known(value: Fraction, error: Fraction, fraction_bits: int, session: Session) -> Known:
+    """A number and its error, rounded to multiples of 2^-200 where they would become long fractions."""
+    kept = _shortened(value)
+    return Known(kept, _shortened(error + abs(kept - value), round_up=True), fraction_bits, session)
+
+
+def _shortened(value: Fraction, round_up: bool = False) -> Fraction:
+    if value.denominator.bit_length() <= 200:
+        return value
+    scaled = value * (1 << 200)
+    return Fraction(math.ceil(scaled) if round_up else round(scaled), 1 << 200)
+
+
 def _select_known(condition: Known, x: Known, y: Known) -> Known:
     x, y = x._alike(y)
     chosen = x if condition.value else y
@@ -136,7 +156,8 @@ def rehearse(program: Program, numbers: Sequence[int | float], session: Session)
         if not program.decimals[index]:
             return Known(Fraction(number), Fraction(0), 0, session)
         exact = Fraction(repr(number))  # as it was typed, not as floats have it
-        error = abs(Fraction(round(exact * 2**session.fraction_bits), 2**session.fraction_bits) - exact)
+        integer = int(session.field.decode(session.encode(number)[0]))
+        error = abs(Fraction(integer, 2**session.fraction_bits) - exact)
         return Known(exact, error, session.fraction_bits, session)
 
     return program.evaluate(known, _select_known)

@@ -62,11 +62,6 @@ class Additive:
         """How many shares reconstruct the secret; one fewer say nothing of it."""
         return self.parties
 
-    @property
-    def can_detect(self) -> bool:
-        """Whether a wrong share is noticed when all are put together."""
-        return False
-
     def share(self, residues: np.ndarray, draw: Draw = secrets.token_bytes, key: np.ndarray | None = None):
         """`[*shape]` to shares `[parties, 1, *shape]`, uint64."""
         flat = np.ravel(residues)
@@ -156,17 +151,12 @@ class Additive:
 class Authenticated(Additive):
     """Additive shares of x, and beside them additive shares of its MAC, alpha * x (SPDZ).
 
-    Nobody knows the key alpha: the parties hold shares of it. Whoever opens a wrong value must
-    change the MAC to match, which takes knowing alpha: one guess in `prime` succeeds.
+    No party knows the key alpha: the dealer draws it, and shares it among them. Whoever opens a wrong
+    value must change the MAC to match, which takes knowing alpha: one guess in `prime` succeeds.
     """
 
     name: ClassVar[str] = "authenticated"
     words: ClassVar[int] = 2
-
-    @property
-    def can_detect(self) -> bool:
-        """Whether a wrong share is noticed: by the check of the MACs."""
-        return True
 
     def share(self, residues: np.ndarray, draw: Draw = secrets.token_bytes, key: np.ndarray | None = None):
         """`[*shape]` to shares `[parties, 2, *shape]`, uint64; who shares must know the key."""
@@ -186,7 +176,9 @@ class Shamir(Additive):
 
     Any t + 1 points fix the polynomial, t say nothing of its value at 0. Points beyond t + 1 are
     redundant: they stand in for missing ones, and of m points (m - t - 1) / 2 wrong ones can be
-    corrected, because they are a Reed-Solomon code.
+    corrected, because they are a Reed-Solomon code. That is a promise for so many only: with more
+    wrong points another polynomial may be nearer, and points that are right be taken for wrong; with
+    more than m - t - 1, or none redundant, nothing may be noticed at all.
 
     Raises:
         ValueError: the threshold is not between 1 and parties - 1, or the field is too small.
@@ -213,11 +205,6 @@ class Shamir(Additive):
         """How many shares reconstruct the secret, t + 1; t say nothing of it."""
         return self.threshold + 1
 
-    @property
-    def can_detect(self) -> bool:
-        """Whether a wrong share is noticed when all are put together: if one is redundant."""
-        return self.parties > self.needed
-
     def share(self, residues: np.ndarray, draw: Draw = secrets.token_bytes, key: np.ndarray | None = None):
         """`[*shape]` to shares `[parties, 1, *shape]`, uint64."""
         coefficients = self.field.random((self.threshold, *np.shape(residues)), draw)
@@ -239,7 +226,8 @@ class Shamir(Additive):
         """The secret, and which parties' shares were wrong and have been corrected.
 
         Shares may be missing. With m shares up to (m - t - 1) / 2 wrong ones are corrected, element
-        by element; with one redundant share a wrong one is noticed.
+        by element; with one redundant share a wrong one is noticed. If more are wrong, the secret or
+        the blame may be wrong, too.
 
         Args:
             shares: `[len(parties), *shape]` uint64.
@@ -247,7 +235,7 @@ class Shamir(Additive):
 
         Raises:
             ValueError: fewer than t + 1 shares.
-            CheaterDetected: more shares are wrong than can be corrected.
+            CheaterDetected: the shares are on no polynomial, nor near enough to one.
         """
         named = self._whose(shares, parties)
         points, rows = [party + 1 for party in named], shares.reshape(len(named), -1)
@@ -261,9 +249,9 @@ class Shamir(Additive):
                 raise CheaterDetected(self._beyond_repair(len(named)))
             # most likely the same parties were wrong elsewhere, too
             good = [index for index, point in enumerate(points) if point not in wrong]
-            without = self._interpolate([points[index] for index in good], rows[np.ix_(good, doubtful)])
-            secret[doubtful[without[1]]] = without[0][without[1]]
-            fits[doubtful[without[1]]] = True
+            values, fit = self._interpolate([points[index] for index in good], rows[np.ix_(good, doubtful)])
+            secret[doubtful[fit]] = values[fit]
+            fits[doubtful[fit]] = True
             blamed |= {point - 1 for point in wrong}
         return secret.reshape(shares.shape[1:]), frozenset(blamed)
 

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -61,16 +62,22 @@ class Session:
         self.draw = draw
         self.triples_used = 0
         self.truncations = 0
+        """Results that were truncated with a probability of failure."""
+        self.received: Counter[str] = Counter()
+        """Numbers that the parties here got from the user, from the dealer, and by opening."""
         self.liars: frozenset[int] = frozenset()
         """Parties whose wrong shares were corrected."""
         self.record: list[tuple[str, np.ndarray]] | None = None
-        """If a list, what the parties here receive is appended: (from whom, `[k, ...]` residues)."""
+        """If a list, all that the parties here receive is appended: (from whom, `[k, ...]` residues)."""
+        self._over = ""  # why, once somebody has cheated
         self._opened: list[tuple[np.ndarray, np.ndarray]] = []  # values and MAC shares since the last check
         self._key = self.field.random((), draw) if self.link.hosts(DEALER) else None
         self._key_shares = np.zeros(len(self.link.here), np.uint64)
         if self.scheme.words == 2:
             plain = Additive(self.scheme.parties, self.field)
-            self._key_shares = self.link.deal(DEALER, lambda: plain.share(self._key, draw), (1,))[:, 0]
+            rows = self.link.deal(DEALER, lambda: plain.share(self._key, draw), (1,))
+            self._key_shares = rows[:, 0]
+            self._note(DEALER, rows)
 
     def _check_settings(self) -> None:
         room = self.field.bits - 2
@@ -98,8 +105,8 @@ class Session:
     def input(self, shape: tuple[int, ...], fraction_bits: int, residues: np.ndarray | None = None) -> Shared:
         """Numbers of the user, who alone gives `residues` `[*shape]`; every role calls this.
 
-        Without MACs the user deals shares. With MACs, which take the key that nobody knows, the
-        dealer shares a random mask r and tells it to the user, who sends x - r to all parties.
+        Without MACs the user deals shares. With MACs, for which one must know the key, the dealer
+        shares a random mask r and tells it to the user, who sends x - r to all parties.
         """
         if residues is None:
             residues = np.zeros(shape, np.uint64)
@@ -107,7 +114,7 @@ class Session:
             rows = self.link.deal(USER, lambda: self.scheme.share(residues, self.draw), (1, *shape))
             self._note(USER, rows)
             return Shared(self, rows, fraction_bits)
-        mask = self.field.random(shape, self.draw)  # the dealer's counts
+        mask = self.field.random(shape, self.draw)  # only what the dealer draws is used
         shared_mask = self._dealt(lambda: mask, shape)
         mask = self.link.tell(DEALER, USER, mask)
         masked = np.broadcast_to(self.field.subtract(residues, mask), (self.scheme.parties, *shape))
@@ -128,8 +135,8 @@ class Session:
                 given.
 
         Raises:
-            CheaterDetected: a share was changed.
-            ValueError: too few shares.
+            CheaterDetected: a share was changed, now or earlier in this session.
+            ValueError: too few shares, or the number is of another session.
         """
         self.check()
         residues = self.open(x.integers(), parties)
@@ -149,7 +156,8 @@ class Session:
             return self.field.encode(numbers), 0
         if not np.isfinite(given).all():
             raise ValueError(f"{_short(numbers)} is not a finite number, so it cannot be shared")
-        scaled = np.rint(given.astype(np.float64) * 2**self.fraction_bits)
+        with np.errstate(over="ignore"):
+            scaled = np.rint(given.astype(np.float64) * 2**self.fraction_bits)
         if np.abs(scaled).max(initial=0) > self.field.largest:
             limit = self.field.largest / 2**self.fraction_bits
             raise ValueError(
@@ -177,6 +185,10 @@ class Session:
             CheaterDetected: Shamir's shares do not fit together, and cannot be corrected; or a party
                 sent what is no residue.
         """
+        if x.session is not self:
+            raise ValueError(f"{x} is of another session, so its shares mean nothing here")
+        if self._over:
+            raise CheaterDetected(f"this session is over: {self._over}")
         rows = x.shares[:, 0]
         if self.cheater in self.link.here:
             lies = np.array([party == self.cheater for party in self.link.here], np.uint64)
@@ -185,12 +197,13 @@ class Session:
         beyond = everybodys >= np.uint64(self.field.prime)
         if beyond.any():  # what is no residue would upset the arithmetic, and with it the checks
             party = int(np.argwhere(beyond)[0, 0])
-            raise CheaterDetected(f"party {party} sent what is no number modulo the prime", [party])
+            self._stop(f"party {party} sent what is no number modulo the prime", [party])
         if parties is not None:
             everybodys = everybodys[self.scheme.check_enough(parties)]
         residues, wrong = self.scheme.reconstruct(everybodys, parties)
         self.liars |= wrong
-        self._note(PARTIES, np.broadcast_to(residues, (len(self.link.here), *residues.shape)))
+        here = len(self.link.here)
+        self._note(PARTIES, np.broadcast_to(everybodys, (here, *everybodys.shape)), here * residues.size)
         if self.scheme.words == 2:
             self._opened.append((residues.ravel(), x.shares[:, 1].reshape(len(x.shares), residues.size)))
         return residues
@@ -225,7 +238,12 @@ class Session:
         opened = self._committed([one.tobytes() + self.draw(_NONCE) for one in sigmas], b"sigma")
         total = sum(int(np.frombuffer(one[:8], np.uint64)[0]) for one in opened)
         if total % self.field.prime:
-            raise CheaterDetected("the MACs do not fit: a party has changed a share (MACs cannot tell which)")
+            self._stop("the MACs do not fit: a party has changed a share (MACs cannot tell which)")
+
+    def _stop(self, reason: str, parties: Sequence[int] = ()) -> NoReturn:
+        """End the session: a check that failed has told the cheater the key, and spared its values."""
+        self._over = reason
+        raise CheaterDetected(reason, parties)
 
     def _committed(self, messages: Sequence[bytes], label: bytes) -> list[bytes]:
         """Everybody's messages, of which none could depend on another's: hashes first. Two rounds."""
@@ -242,7 +260,7 @@ class Session:
         opened = exchanged(messages)
         wrong = [i for i, message in enumerate(opened) if digest(i, message) != digests[i]]
         if wrong:
-            raise CheaterDetected(f"party {wrong[0]} opened something else than it had committed to", wrong)
+            self._stop(f"party {wrong[0]} opened something else than it had committed to", wrong)
         return opened
 
     def _coefficients(self, seed: bytes, count: int) -> np.ndarray:
@@ -319,14 +337,13 @@ class Session:
 
     @property
     def failure_probability(self) -> float:
-        """A bound on the probability that one probabilistic truncation goes wrong, 2^k / prime."""
+        """A bound on the probability that one probabilistic truncation goes wrong:
+        2^(product_bits + 1) / prime."""
         return 0.0 if self.truncation == "exact" else 2 ** (self.product_bits + 1) / self.field.prime
 
-    def count_truncations(self, count: int) -> None:
-        """So many results were truncated with a probability of failure."""
-        self.truncations += count
-
-    def _note(self, source: str, rows: np.ndarray) -> None:
+    def _note(self, source: str, rows: np.ndarray, count: int | None = None) -> None:
+        """Take down what the parties here have received, `[k, ...]`."""
+        self.received[source] += rows.size if count is None else count
         if self.record is not None:
             self.record.append((source, np.array(rows)))
 
