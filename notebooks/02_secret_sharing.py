@@ -78,16 +78,15 @@ shared_boot, shared_shirt = session.encrypt(boot), session.encrypt(shirt)
 
 
 # %%
-def show(pictures, title):
-    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.1), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+def show(pictures):
+    _, axes = plt.subplots(1, len(pictures), figsize=(9, 2), layout="constrained")
     for axis, (name, pixels) in zip(axes, pictures.items(), strict=True):
         axis.imshow(pixels, cmap="gray_r")
         axis.set(title=name, xticks=[], yticks=[])
 
 
 held = {f"party {party}": shared_boot.shares[party, 0] for party in range(3)}
-show({"a secret": boot, **held, "put together": decrypt(shared_boot), "another": shirt}, "Two secrets")
+show({"a secret": boot, **held, "put together": decrypt(shared_boot), "another": shirt})
 
 # %% [markdown]
 # Each party now adds its noise of the second picture to its noise of the first. No party has seen
@@ -96,7 +95,7 @@ show({"a secret": boot, **held, "put together": decrypt(shared_boot), "another":
 # %%
 both = shared_boot + shared_shirt
 held = {f"party {party}": both.shares[party, 0] for party in range(3)}
-show({**held, "put together": decrypt(both)}, "The sum of two pictures that no party has seen")
+show({**held, "put together": decrypt(both)})
 
 # %% [markdown]
 # ## What do two shares say?

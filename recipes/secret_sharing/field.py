@@ -95,13 +95,14 @@ class Field:
             f" -{self.largest} to {self.largest}"
         )
 
-    def decode(self, residues: np.ndarray) -> np.ndarray:
-        """Residues as signed integers, int64."""
-        return _piecewise(self._decode, np.int64, np.asarray(residues))
-
-    def _decode(self, residues: np.ndarray) -> np.ndarray:
-        signed = residues.astype(np.int64)
-        signed -= (signed > self.largest) * np.int64(self.prime)
+    def decode(self, residues: np.ndarray, reuse: bool = False) -> np.ndarray:
+        """Residues as signed integers, int64; with `reuse` in the same memory, which then holds them."""
+        residues = np.asarray(residues)
+        signed = residues.view(np.int64) if reuse and residues.flags.forc else residues.astype(np.int64)
+        flat = signed.ravel("K")  # a view, as the memory is in one piece
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            piece -= (piece > self.largest) * np.int64(self.prime)
         return signed
 
     def bits_of(self, residues: np.ndarray, count: int) -> np.ndarray:

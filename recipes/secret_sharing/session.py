@@ -141,7 +141,7 @@ class Session:
         self.check()
         residues = self.open(x.integers(), parties)
         self.check()
-        integers = self.field.decode(residues)
+        integers = self.field.decode(residues, reuse=True)
         values = integers / 2**x.fraction_bits if x.fraction_bits else integers
         return values.item() if x.shape == () else values
 
@@ -194,9 +194,9 @@ class Session:
             lies = np.array([party == self.cheater for party in self.link.here], np.uint64)
             rows = self.field.add(rows, lies.reshape(-1, *[1] * len(x.shape)))
         everybodys = self.link.exchange(rows)
-        beyond = everybodys >= np.uint64(self.field.prime)
-        if beyond.any():  # what is no residue would upset the arithmetic, and with it the checks
-            party = int(np.argwhere(beyond)[0, 0])
+        if everybodys.size and everybodys.max() >= self.field.prime:
+            # what is no residue would upset the arithmetic, and with it the checks
+            party = int(np.argwhere(everybodys >= np.uint64(self.field.prime))[0, 0])
             self._stop(f"party {party} sent what is no number modulo the prime", [party])
         if parties is not None:
             everybodys = everybodys[self.scheme.check_enough(parties)]
