@@ -117,14 +117,14 @@ class Additive:
             raise ValueError(f"{len(named)} shares are too few: {self.needed} are needed")
         return named
 
-    def explain(self, seen: Mapping[int, int]) -> dict[int, int]:
+    def explain(self, seen_shares: Mapping[int, int]) -> dict[int, int]:
         """For every secret, the share that must be missing if it were the true one.
 
         Each candidate fits what was seen, and with exactly one missing share, all of which are
         equally likely: so what was seen says nothing.
 
         Args:
-            seen: party to share, of one party fewer than reconstruct the secret.
+            seen_shares: party to share, of one party fewer than reconstruct the secret.
 
         Returns:
             Candidate secret (0 to prime - 1) to the share of the first party that was not seen.
@@ -134,13 +134,13 @@ class Additive:
         """
         if self.field.prime > _SMALL:
             raise ValueError(f"the field has {self.field.prime} elements: explain goes through {_SMALL}")
-        if not set(seen) <= set(range(self.parties)) or len(seen) != self.needed - 1:
+        if not set(seen_shares) <= set(range(self.parties)) or len(seen_shares) != self.needed - 1:
             raise ValueError(
-                f"shares of parties {sorted(seen)} were seen: it must be {self.needed - 1}"
+                f"shares of parties {sorted(seen_shares)} were seen: it must be {self.needed - 1}"
                 f" of the parties 0 to {self.parties - 1}"
             )
-        missing = min(set(range(self.parties)) - set(seen))
-        return {secret: self._share_for(secret, seen, missing) for secret in range(self.field.prime)}
+        missing = min(set(range(self.parties)) - set(seen_shares))
+        return {secret: self._share_for(secret, seen_shares, missing) for secret in range(self.field.prime)}
 
     def _share_for(self, secret: int, seen: Mapping[int, int], missing: int) -> int:
         """The share of party `missing` that completes those seen to `secret`."""
