@@ -676,6 +676,22 @@ def test_decimals_can_be_truncated_too():
             ss.truncate_probabilistic(x, bits)
 
 
+def test_functions_take_what_operators_take():
+    session = ss.Session()
+    three, half = session.encrypt(3), session.encrypt(0.5)
+    assert [session.decrypt(bit) for bit in (ss.less_than(three, half), ss.less_than(half, three))] == [0, 1]
+    assert (
+        session.decrypt(ss.less_than(half, 1)) == session.decrypt(half < 1) == session.decrypt(half <= 1) == 1
+    )
+    assert session.decrypt(ss.divide(three, half)) == session.decrypt(ss.divide(three, 0.5)) == 6
+    assert session.decrypt(ss.dot(session.encrypt([1, 2]), [3, 4])) == 11
+    assert session.decrypt(ss.minimum(three, 0.5)) == 0.5
+    assert session.decrypt(ss.maximum(half, three)) == 3
+    assert session.decrypt(ss.select(half < three, 7, half)) == 7
+    with pytest.raises(ValueError, match="different sessions"):
+        ss.divide(three, ss.Session().encrypt(1))
+
+
 def test_numbers_of_another_session_are_refused():
     with pytest.raises(ValueError, match="of another session"):
         ss.Session().decrypt(ss.Session(ss.Shamir(3)).encrypt(5))

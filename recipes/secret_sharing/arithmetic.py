@@ -108,20 +108,19 @@ class Shared:
         return power(self, exponent)
 
     def __truediv__(self, other: Any) -> Shared:
-        return divide(*self._beside(self._shared(other)))
+        return divide(self, other)
 
     def __rtruediv__(self, other: Any) -> Shared:
         return divide(self._shared(other), self)
 
     def __lt__(self, other: Any) -> Shared:
-        return less_than(*self._alike(other))
+        return less_than(self, other)
 
     def __ge__(self, other: Any) -> Shared:
         return 1 - (self < other)
 
     def __gt__(self, other: Any) -> Shared:
-        x, y = self._alike(other)
-        return less_than(y, x)
+        return less_than(self._shared(other), self)
 
     def __le__(self, other: Any) -> Shared:
         return 1 - (self > other)
@@ -224,12 +223,12 @@ def square(x: Shared) -> Shared:
     return rescale(replace(result, fraction_bits=2 * x.fraction_bits))
 
 
-def dot(x: Shared, y: Shared) -> Shared:
+def dot(x: Shared, y: Any) -> Shared:
     """The sum of x * y over all elements, rounded once.
 
     Cost for m elements each: 1 round, 2m opened, m triples; for decimals one rounding.
     """
-    return rescale(products([x._beside(y)])[0].sum())
+    return rescale(products([x._beside(x._shared(y))])[0].sum())
 
 
 def power(x: Shared, exponent: int) -> Shared:
@@ -327,7 +326,7 @@ def is_negative(x: Shared) -> Shared:
     return xor(wrapped, xor_public(bits[0], c_bits[0]))
 
 
-def less_than(x: Shared, y: Shared) -> Shared:
+def less_than(x: Shared, y: Any) -> Shared:
     """[x < y], exact over the whole field.
 
     The sign of x - y tells, unless it wraps; and it cannot wrap where x and y have the same sign.
@@ -335,9 +334,9 @@ def less_than(x: Shared, y: Shared) -> Shared:
 
     Cost: 4 + log2(l) rounded up rounds, 12l + 1 opened, 6l - 1 triples.
     """
-    x, y = x.integers(), y.integers()
+    x, y = x._alike(y)
     shape = np.broadcast_shapes(x.shape, y.shape)
-    x, y = _broadcast(x, shape), _broadcast(y, shape)
+    x, y = _broadcast(x.integers(), shape), _broadcast(y.integers(), shape)
     x_negative, y_negative, difference_negative = is_negative(stack([x, y, x - y]))
     both = x_negative * y_negative
     differ = x_negative + y_negative - (both + both)
@@ -460,7 +459,7 @@ def _sum_of_bits(bits: Shared) -> Shared:
 # ---- division
 
 
-def divide(x: Shared, y: Shared) -> Shared:
+def divide(x: Shared, y: Any) -> Shared:
     """x / y with f fraction bits, cut off towards zero: long division, a bit of the quotient at a time.
 
     1. Take signs off, and scale x so that the integer quotient has f fraction bits.
@@ -477,6 +476,7 @@ def divide(x: Shared, y: Shared) -> Shared:
     |x| for a decimal by an integer, taken as shared integers, at most (prime - 1) / 2.
     """
     session, field = x.session, x.session.field
+    x, y = x._beside(x._shared(y))
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = _broadcast(x, shape), _broadcast(y, shape)
     surplus = session.fraction_bits - x.fraction_bits + y.fraction_bits
