@@ -879,6 +879,11 @@ def expected_costs(field: ss.Field) -> dict:
         "equal": (lambda x, y: x == y, costs.is_zero(field).times(6)),
         "minimum": (lambda x, y: ss.minimum(x, y), (costs.less_than(field) + multiply).times(6)),
         "rounding": (lambda x, y: ss.truncate_exact(x, f), costs.truncate_exact(field, f).times(6)),
+        "rounding of nothing": (lambda x, y: ss.truncate_exact(x, 0), costs.truncate_exact(field, 0)),
+        "rounding of one bit": (
+            lambda x, y: ss.truncate_exact(x, 1),
+            costs.truncate_exact(field, 1).times(6),
+        ),
         "by chance": (lambda x, y: ss.truncate_probabilistic(x, f), costs.TRUNCATE_PROBABILISTIC.times(6)),
         "division": (lambda x, y: x / y, costs.divide(field).times(6)),
     }

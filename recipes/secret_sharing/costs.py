@@ -118,7 +118,9 @@ def is_zero(field: Field) -> Cost:
 
 
 def truncate_exact(field: Field, bits: int) -> Cost:
-    """x / 2^bits, rounded to the nearest."""
+    """x / 2^bits, rounded to the nearest; nothing is to be done for no bits."""
+    if bits == 0:
+        return LOCAL
     return random_bits(field) + OPEN + less_than_bits([field.bits, bits, bits]) + MULTIPLY
 
 

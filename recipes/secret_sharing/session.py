@@ -126,8 +126,9 @@ class Session:
     def decrypt(self, x: Shared, parties: Sequence[int] | None = None) -> Any:
         """Open a number to everybody: an int or float, or an array of int64 or float64.
 
-        With MACs, what was opened before is checked first, so that nothing is told to a cheater, and
-        the result after.
+        With MACs, what was opened before is checked first, and the result after. Who cheats only in
+        opening the result still learns it, but nobody accepts what it made of it. After a failed
+        check the session is over: it has told the cheater the key.
 
         Args:
             x: what to open.
