@@ -2,7 +2,8 @@
 
 `run_processes` starts the roles of a protocol on this machine and gives back what each of them
 returned. In each process `serve` runs the protocol with a `Network`: authenticated connections to
-every other role. If one of them dies, all end, and one line says which it was.
+every other role. If one of them dies, all end within seconds, and one line says which it was; one that
+is silent is taken for dead after half a minute.
 
 Every two roles prove to each other that they know the run's secret (HMAC-SHA256 over both roles and
 two nonces), which travels to the processes on their standard input. That keeps strangers out; a role
@@ -248,7 +249,10 @@ async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
 def serve() -> None:
     """Play a role in a process that `run_processes` started; the result goes to standard output."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: the parent will say how we ended
-    start = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:  # the parent was stopped before it could tell us anything
+        os._exit(1)
+    start = json.loads(line)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     listener = socket.socket(fileno=start["listener"])
     addresses = {role: tuple(address) for role, address in start["addresses"].items()}

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,7 @@ def waiting_for(role, addresses, listener) -> threading.Thread:
     "changes", [{"protocol": "another 2"}, {"from": "z"}, {"from": "a"}, {"to": "b"}, {"from": ["b"]}]
 )
 def test_other_protocols_and_roles_are_turned_away(changes, monkeypatch, capfd):
-    monkeypatch.setattr(parties, "PATIENCE", 1.0)
+    monkeypatch.setattr(parties, "PATIENCE", 3.0)
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
     thread = waiting_for("a", addresses, listeners["a"])
@@ -151,7 +152,7 @@ def test_other_protocols_and_roles_are_turned_away(changes, monkeypatch, capfd):
 
 
 def test_a_proof_cannot_be_sent_back(monkeypatch, capfd):
-    monkeypatch.setattr(parties, "PATIENCE", 1.0)
+    monkeypatch.setattr(parties, "PATIENCE", 3.0)
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
     thread = waiting_for("a", addresses, listeners["a"])
@@ -166,11 +167,13 @@ def test_a_proof_cannot_be_sent_back(monkeypatch, capfd):
 
 
 def test_silence_is_taken_for_loss(monkeypatch):
-    monkeypatch.setattr(parties, "PATIENCE", 0.5)
+    joined = threading.Barrier(3)
 
     def protocol(network):
+        joined.wait()
+        monkeypatch.setattr(parties, "PATIENCE", 1.0)
         if network.role == "c":
-            time.sleep(2)
+            time.sleep(5)
         else:
             network.exchange(dict.fromkeys(network.sent, b"here"))
 
@@ -272,3 +275,8 @@ def test_children_that_never_begin_are_reported(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(PartyLost, match="ended"):
         run_processes(double, NUMBERS)
+
+
+def test_a_child_that_is_told_nothing_says_nothing(python):
+    done = python("-c", "from recipes.parties import serve; serve()", stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

@@ -355,14 +355,20 @@ def test_missing_and_wrong_shares_together():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ss.Additive(1), "2 to 100"),
-        (lambda: ss.Additive(101), "2 to 100"),
-        (lambda: ss.Shamir(3, threshold=3), "1 to 2"),
-        (lambda: ss.Shamir(3, threshold=0), "1 to 2"),
+        (lambda: ss.Additive(1), "from 2 to 100"),
+        (lambda: ss.Additive(101), "from 2 to 100"),
+        (lambda: ss.Additive(2.0), "parties is 2.0: it must be a whole number"),
+        (lambda: ss.Additive(3, 7), r"as Field\(7\)"),
+        (lambda: ss.Shamir(3, threshold=3), "from 1 to 2"),
+        (lambda: ss.Shamir(3, threshold=0), "from 1 to 2"),
+        (lambda: ss.Shamir(3, threshold=1.5), "from 1 to 2"),
         (lambda: ss.Shamir(5, ss.Field(5)), "more elements"),
-        (lambda: ss.Session(fraction_bits=23), "between 0 and 22"),
-        (lambda: ss.Session(truncation="probabilistic", integer_bits=21), "between 0 and 20"),
-        (lambda: ss.Session(cheater=3), "parties are 0 to 2"),
+        (lambda: ss.Session(fraction_bits=23), "from 0 to 22"),
+        (lambda: ss.Session(fraction_bits="a"), "from 0 to 22"),
+        (lambda: ss.Session(truncation="excat"), "must be exact or probabilistic"),
+        (lambda: ss.Session(truncation="probabilistic", integer_bits=21), "from 0 to 20"),
+        (lambda: ss.Session(cheater=3), "cheater is 3: it must be a whole number from 0 to 2"),
+        (lambda: ss.Session(cheater=1.5), "cheater is 1.5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, message):
@@ -670,10 +676,13 @@ def test_decimals_can_be_truncated_too():
     result = session.decrypt(ss.truncate_probabilistic(x, 3))
     assert np.mean(np.abs(result - numbers / 8) > 2**-12) < 0.01  # 1 in 490 fails
     for bits in (-1, 45):
-        with pytest.raises(ValueError, match="bits to cut off"):
+        with pytest.raises(ValueError, match="bits is"):
             ss.truncate_exact(x, bits)
-        with pytest.raises(ValueError, match="bits to cut off"):
+        with pytest.raises(ValueError, match="bits is"):
             ss.truncate_probabilistic(x, bits)
+    narrow = ss.Session(fraction_bits=22)
+    with pytest.raises(ValueError, match="product_bits is 56"):
+        ss.truncate_probabilistic(narrow.encrypt(5), 1)
 
 
 def test_functions_take_what_operators_take():
@@ -688,6 +697,18 @@ def test_functions_take_what_operators_take():
     assert session.decrypt(ss.minimum(three, 0.5)) == 0.5
     assert session.decrypt(ss.maximum(half, three)) == 3
     assert session.decrypt(ss.select(half < three, 7, half)) == 7
+    assert session.decrypt(ss.less_than(3, half)) == 0
+    assert session.decrypt(ss.divide(3, half)) == 6
+    assert session.decrypt(ss.dot([3, 4], session.encrypt([1, 2]))) == 11
+    assert session.decrypt(ss.minimum(3, half)) == 0.5
+    assert session.decrypt(ss.select([1, 0], three, half)).tolist() == [3, 0.5]
+    for operation in (ss.less_than, ss.divide, ss.dot, ss.minimum):
+        with pytest.raises(TypeError, match="must be shared"):
+            operation(3, 4)
+    with pytest.raises(TypeError, match="5 is not shared"):
+        ss.decrypt(5)
+    with pytest.raises(IndexError, match=r"shape \(\) has nothing"):
+        three[0]
     with pytest.raises(ValueError, match="different sessions"):
         ss.divide(three, ss.Session().encrypt(1))
 
@@ -1031,14 +1052,16 @@ def test_expressions(expression, value):
     assert type(result.value) is type(result.expected)
 
 
-@given(st.floats(0, 8.2e9), st.integers(0, 13))
+@given(st.floats(0, 8.2e9), st.booleans(), st.sampled_from([12, 3, 0]))
 @settings(max_examples=100, deadline=None)
-def test_every_decimal_is_what_it_is_said_to_be(number, bits):
-    # also those that lie half-way between two multiples of 2^-12, where rounding could go either way
-    tie = int(number * 4096) / 4096 + 2.0**-13 if bits == 13 else number
-    result = ss.run(ss.Config(repr(tie)))
+def test_every_decimal_is_what_it_is_said_to_be(number, is_tie, bits):
+    # also those that lie half-way between two multiples of 2^-bits, where rounding could go either way
+    if is_tie:
+        number = int(number * 2**bits) / 2**bits + 2.0 ** -(bits + 1)
+    result = ss.run(ss.Config(repr(number), fraction_bits=bits))
     assert result.agrees
-    assert result.expected == tie
+    assert result.expected == number
+    assert abs(Fraction(result.value) - Fraction(repr(number))) <= Fraction(result.error_bound)
 
 
 def test_long_powers_are_quick():
@@ -1105,9 +1128,9 @@ def test_the_error_bound_holds_and_is_not_idle():
     session = ss.Session()
     for expression in ("0.1 * 0.3", "1 / 3", "(0.1 + 0.2) ** 5 / 7.3", "1000000 / 0.1"):
         program, numbers = parse(expression)
-        bound = float(rehearse(program, numbers, session).error)
+        bound = rehearse(program, numbers, session).error
         result = ss.run(ss.Config(expression))
-        assert 0 < abs(result.value - result.expected) <= bound == result.error_bound
+        assert 0 < abs(result.value - result.expected) <= bound <= result.error_bound
     close = ss.run(ss.Config("0.1 * 3 == 0.3"))
     assert (close.expected, close.error_bound) == (True, 1)  # too close to call, and it says so
     assert "might as well be the opposite" in ss.describe(close)
@@ -1313,7 +1336,7 @@ def test_a_party_that_is_killed_ends_all_in_five_seconds_with_one_line(long_run,
     start = time.monotonic()
     children[victim].kill()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 5  # it takes about 2
     assert process.returncode == 1
     assert out == ""
     assert err.splitlines() == [
@@ -1327,8 +1350,8 @@ def test_no_process_outlives_the_run(long_run, how):
     process, children = long_run
     process.send_signal(2 if how == "interrupt" else 9)
     _, err = process.communicate(timeout=10)
-    gone, alive = psutil.wait_procs(children.values(), timeout=5)
-    assert len(gone) == 5, alive
+    _, alive = psutil.wait_procs(children.values(), timeout=5)
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in alive)  # if nobody collects orphans
     if how == "interrupt":
         assert process.returncode == 130
         assert err.splitlines() == ["recipes.secret_sharing: interrupted"]

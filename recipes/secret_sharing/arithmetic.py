@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recipes.secret_sharing.field import check_between
+
 if TYPE_CHECKING:
     from recipes.secret_sharing.session import Session
 
@@ -54,7 +56,10 @@ class Shared:
         if not any(one is Ellipsis for one in index):
             index = (*index, Ellipsis)
         numbers_first = np.moveaxis(self.shares, (0, 1), (-2, -1))  # so that any index means the same
-        picked = numbers_first[(*index, slice(None), slice(None))]
+        try:
+            picked = numbers_first[(*index, slice(None), slice(None))]
+        except IndexError as error:
+            raise IndexError(f"an array of shape {self.shape} has nothing at {index}") from error
         return replace(self, shares=np.moveaxis(picked, (-2, -1), (0, 1)))
 
     def __len__(self) -> int:
@@ -68,9 +73,9 @@ class Shared:
     def __bool__(self) -> bool:
         raise TypeError("whether a shared number is true is secret: `decrypt` it, or use `select`")
 
-    def reshape(self, *shape: int | tuple[int, ...]) -> Shared:
+    def reshape(self, *shape: int | Sequence[int]) -> Shared:
         """The same numbers in another shape, given as NumPy's."""
-        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
         return replace(self, shares=self.shares.reshape(*self.shares.shape[:2], *shape))
 
     def sum(self) -> Shared:
@@ -111,7 +116,7 @@ class Shared:
         return divide(self, other)
 
     def __rtruediv__(self, other: Any) -> Shared:
-        return divide(self._shared(other), self)
+        return divide(other, self)
 
     def __lt__(self, other: Any) -> Shared:
         return less_than(self, other)
@@ -120,7 +125,7 @@ class Shared:
         return 1 - (self < other)
 
     def __gt__(self, other: Any) -> Shared:
-        return less_than(self._shared(other), self)
+        return less_than(other, self)
 
     def __le__(self, other: Any) -> Shared:
         return 1 - (self > other)
@@ -146,9 +151,6 @@ class Shared:
         """The shared integers behind the numbers, without their scale."""
         return replace(self, fraction_bits=0)
 
-    def _shared(self, other: Any) -> Shared:
-        return other if isinstance(other, Shared) else self.session.constant(other)
-
     def _beside(self, other: Shared) -> tuple[Shared, Shared]:
         """Both operands with as many axes, after a check that they go together."""
         if other.session is not self.session:
@@ -158,7 +160,7 @@ class Shared:
 
     def _alike(self, other: Any) -> tuple[Shared, Shared]:
         """Both operands with as many axes and fraction bits."""
-        pair = self._beside(self._shared(other))
+        pair = self._beside(*_operands(self, other)[1:])
         most = max(one.fraction_bits for one in pair)
         x, y = (one.scaled_up(most - one.fraction_bits) for one in pair)
         return x, y
@@ -179,6 +181,18 @@ def concatenate(parts: Sequence[Shared]) -> Shared:
 def stack(parts: Sequence[Shared]) -> Shared:
     """Along a new first axis; all of one shape."""
     return replace(parts[0], shares=np.stack([part.shares for part in parts], axis=2))
+
+
+def _operands(*numbers: Any) -> list[Shared]:
+    """All of them shared, those that are public in the session of those that are.
+
+    Raises:
+        TypeError: none of them is shared.
+    """
+    session = next((one.session for one in numbers if isinstance(one, Shared)), None)
+    if session is None:
+        raise TypeError("one of the numbers must be shared: see `encrypt`")
+    return [one if isinstance(one, Shared) else session.constant(one) for one in numbers]
 
 
 # ---- products
@@ -223,12 +237,13 @@ def square(x: Shared) -> Shared:
     return rescale(replace(result, fraction_bits=2 * x.fraction_bits))
 
 
-def dot(x: Shared, y: Any) -> Shared:
+def dot(x: Any, y: Any) -> Shared:
     """The sum of x * y over all elements, rounded once.
 
     Cost for m elements each: 1 round, 2m opened, m triples; for decimals one rounding.
     """
-    return rescale(products([x._beside(x._shared(y))])[0].sum())
+    x, y = _operands(x, y)
+    return rescale(products([x._beside(y)])[0].sum())
 
 
 def power(x: Shared, exponent: int) -> Shared:
@@ -252,12 +267,13 @@ def power(x: Shared, exponent: int) -> Shared:
     return result
 
 
-def select(condition: Shared, x: Any, y: Any) -> Shared:
+def select(condition: Any, x: Any, y: Any) -> Shared:
     """x where the shared condition is 1, y where it is 0, and nobody knows which.
 
     Cost: 1 round, 2 opened, 1 triple.
     """
-    x, y = condition._shared(x)._alike(y)
+    condition, x, y = _operands(condition, x, y)
+    x, y = x._alike(y)
     return y + condition * (x - y)
 
 
@@ -326,7 +342,7 @@ def is_negative(x: Shared) -> Shared:
     return xor(wrapped, xor_public(bits[0], c_bits[0]))
 
 
-def less_than(x: Shared, y: Any) -> Shared:
+def less_than(x: Any, y: Any) -> Shared:
     """[x < y], exact over the whole field.
 
     The sign of x - y tells, unless it wraps; and it cannot wrap where x and y have the same sign.
@@ -334,6 +350,7 @@ def less_than(x: Shared, y: Any) -> Shared:
 
     Cost: 4 + log2(l) rounded up rounds, 12l + 1 opened, 6l - 1 triples.
     """
+    x, y = _operands(x, y)
     x, y = x._alike(y)
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = _broadcast(x.integers(), shape), _broadcast(y.integers(), shape)
@@ -360,14 +377,14 @@ def is_zero(x: Shared) -> Shared:
     return equal[0]
 
 
-def minimum(x: Shared, y: Any) -> Shared:
+def minimum(x: Any, y: Any) -> Shared:
     """The smaller of each pair. Cost: that of `less_than` and `select`."""
-    return select(x < y, x, y)
+    return select(less_than(x, y), x, y)
 
 
-def maximum(x: Shared, y: Any) -> Shared:
+def maximum(x: Any, y: Any) -> Shared:
     """The larger of each pair. Cost: that of `less_than` and `select`."""
-    return select(x < y, y, x)
+    return select(less_than(x, y), y, x)
 
 
 # ---- fixed point
@@ -396,11 +413,10 @@ def truncate_exact(x: Shared, bits: int) -> Shared:
     Range: |x| < (prime - 1) / 2 - 2^(bits + 1), for decimals taken as shared integers.
 
     Raises:
-        ValueError: bits is negative, or the field has not so many.
+        ValueError: bits is not from 0 to l - 2.
     """
     session, field = x.session, x.session.field
-    if not 0 <= bits < field.bits - 1:
-        raise ValueError(f"{bits} bits to cut off: there must be 0 to {field.bits - 2}")
+    check_between("bits", bits, 0, field.bits - 2)
     if bits == 0:
         return x
     fraction_bits, step = x.fraction_bits, 1 << bits
@@ -435,11 +451,11 @@ def truncate_probabilistic(x: Shared, bits: int) -> Shared:
     k - 1 = session.integer_bits + 2 session.fraction_bits.
 
     Raises:
-        ValueError: bits is negative, or more than k - 1.
+        ValueError: bits is not from 0 to k - 1, or k bits have no room in the field.
     """
     session = x.session
-    if not 0 <= bits <= session.product_bits:
-        raise ValueError(f"{bits} bits to cut off: there must be 0 to {session.product_bits}")
+    check_between("the session's product_bits", session.product_bits, 0, session.field.bits - 2)
+    check_between("bits", bits, 0, session.product_bits)
     offset = 1 << session.product_bits
     r, r_high = session.random_and_high(x.shape, bits)
     c = session.open(x.integers() + offset + r)
@@ -459,7 +475,7 @@ def _sum_of_bits(bits: Shared) -> Shared:
 # ---- division
 
 
-def divide(x: Shared, y: Any) -> Shared:
+def divide(x: Any, y: Any) -> Shared:
     """x / y with f fraction bits, cut off towards zero: long division, a bit of the quotient at a time.
 
     1. Take signs off, and scale x so that the integer quotient has f fraction bits.
@@ -475,8 +491,9 @@ def divide(x: Shared, y: Any) -> Shared:
     Range: |x| * 2^f for two integers or two decimals alike, |x| * 4^f for an integer by a decimal,
     |x| for a decimal by an integer, taken as shared integers, at most (prime - 1) / 2.
     """
+    x, y = _operands(x, y)
     session, field = x.session, x.session.field
-    x, y = x._beside(x._shared(y))
+    x, y = x._beside(y)
     shape = np.broadcast_shapes(x.shape, y.shape)
     x, y = _broadcast(x, shape), _broadcast(y, shape)
     surplus = session.fraction_bits - x.fraction_bits + y.fraction_bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from recipes.parties import Network, PartyLost, run_processes
 from recipes.secret_sharing import arithmetic, costs, links
 from recipes.secret_sharing.expression import Program, parse
 from recipes.secret_sharing.field import CHAPTER_PRIME, Field
-from recipes.secret_sharing.rehearsal import Known, rehearse
+from recipes.secret_sharing.rehearsal import rehearse
 from recipes.secret_sharing.schemes import Additive, Authenticated, CheaterDetected, Shamir
 from recipes.secret_sharing.session import Session
 
@@ -221,8 +222,8 @@ def run(config: Config) -> Result:
     return Result(
         expression=config.expression,
         value=bool(report["value"]) if as_bool else report["value"],
-        expected=_plain(known, program),
-        error_bound=min(float(known.error), 1.0) if program.is_comparison else float(known.error),
+        expected=_plain(known.value, program),
+        error_bound=_at_least(min(known.error, 1) if program.is_comparison else known.error),
         agrees=report["value"] is not None and abs(Fraction(report["value"]) - known.value) <= known.error,
         failure_probability=min(1.0, report["truncations"] * session.failure_probability),
         scheme=scheme.name,
@@ -244,10 +245,17 @@ def run(config: Config) -> Result:
     )
 
 
-def _plain(known: Known, program: Program) -> bool | int | float:
+def _plain(exact: Fraction, program: Program) -> bool | int | float:
+    """As Python would give it: a comparison as bool, integers as int unless they were divided."""
     if program.is_comparison:
-        return bool(known.value)
-    return int(known.value) if known.fraction_bits == 0 else float(known.value)
+        return bool(exact)
+    return int(exact) if not program.is_decimal else float(exact)
+
+
+def _at_least(bound: Fraction | int) -> float:
+    """The next float that is not below."""
+    near = float(bound)
+    return near if near >= bound else math.nextafter(near, math.inf)
 
 
 # ---- what a reader sees

@@ -35,6 +35,11 @@ class Program:
         return isinstance(self._tree, ast.Compare)
 
     @property
+    def is_decimal(self) -> bool:
+        """Whether there are decimals in it, or a division, which makes them."""
+        return any(self.decimals) or any(isinstance(node, ast.Div) for node in ast.walk(self._tree))
+
+    @property
     def _tree(self) -> ast.expr:
         return ast.parse(self.text, mode="eval").body
 

@@ -71,7 +71,7 @@ class Field:
             ValueError: not integers, or beyond ±(prime - 1) / 2.
         """
         given = np.asarray(integers)
-        if given.dtype == object and all(isinstance(one, int) for one in given.flat):
+        if given.dtype == object and all(isinstance(one, int | np.integer) for one in given.flat):
             largest = max(given.flat, key=abs, default=0)  # Python's integers know no bounds, NumPy's do
             if abs(largest) > self.largest:
                 self._refuse(largest)
@@ -223,6 +223,17 @@ def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.nda
         for *parts, result in pieces:
             result[...] = function(*parts)
         return pieces.operands[-1]
+
+
+def check_between(name: str, value: Any, least: int, most: int) -> None:
+    """Refuse a setting that is no whole number, or out of its range.
+
+    Raises:
+        ValueError: with the name, the value and the range.
+    """
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= most:
+        raise ValueError(f"{name} is {_short(value)}: it must be a whole number from {least} to {most}")
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from recipes.secret_sharing.field import Draw, Field, in_pieces
+from recipes.secret_sharing.field import Draw, Field, check_between, in_pieces
 from recipes.secret_sharing.reed_solomon import wrong_points
 
 _SMALL = 10_000  # the largest field whose elements `explain` goes through
@@ -54,8 +55,9 @@ class Additive:
     words: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not 2 <= self.parties <= 100:
-            raise ValueError(f"{self.parties} parties: there must be 2 to 100")
+        check_between("parties", self.parties, 2, 100)
+        if not isinstance(self.field, Field):
+            raise ValueError(f"the field is {self.field}: it must be a Field, as Field({self.field})")
 
     @property
     def needed(self) -> int:
@@ -110,7 +112,7 @@ class Additive:
         Raises:
             ValueError: they do not, or there is no such party.
         """
-        named = list(range(self.parties)) if parties is None else list(parties)
+        named = list(range(self.parties)) if parties is None else [operator.index(one) for one in parties]
         if not set(named) <= set(range(self.parties)) or len(set(named)) != len(named):
             raise ValueError(f"parties {named}: each must be named once, from 0 to {self.parties - 1}")
         if len(named) < self.needed:
@@ -193,10 +195,7 @@ class Shamir(Additive):
         super().__post_init__()
         if self.threshold is None:
             object.__setattr__(self, "threshold", max((self.parties - 1) // 2, 1))
-        if not 1 <= self.threshold < self.parties:
-            raise ValueError(
-                f"threshold is {self.threshold}: it must be 1 to {self.parties - 1} (parties - 1)"
-            )
+        check_between("threshold", self.threshold, 1, self.parties - 1)
         if self.parties >= self.field.prime:
             raise ValueError(f"{self.parties} parties need a field of more elements than {self.field.prime}")
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from recipes.secret_sharing.arithmetic import Shared
-from recipes.secret_sharing.field import Draw, _short
+from recipes.secret_sharing.field import Draw, _short, check_between
 from recipes.secret_sharing.links import DEALER, PARTIES, USER, Link, Local
 from recipes.secret_sharing.schemes import Additive, CheaterDetected
 
@@ -81,15 +81,13 @@ class Session:
 
     def _check_settings(self) -> None:
         room = self.field.bits - 2
-        if not 0 <= self.fraction_bits <= room // 2:
-            raise ValueError(f"fraction_bits is {self.fraction_bits}: it must lie between 0 and {room // 2}")
-        if self.truncation == "probabilistic" and not 0 <= self.integer_bits <= room - 2 * self.fraction_bits:
-            raise ValueError(
-                f"integer_bits is {self.integer_bits}: with {self.fraction_bits} fraction bits it must lie"
-                f" between 0 and {room - 2 * self.fraction_bits}"
-            )
-        if self.cheater is not None and not 0 <= self.cheater < self.scheme.parties:
-            raise ValueError(f"party {self.cheater} cannot cheat: parties are 0 to {self.scheme.parties - 1}")
+        check_between("fraction_bits", self.fraction_bits, 0, room // 2)
+        if self.truncation not in ("exact", "probabilistic"):
+            raise ValueError(f"truncation is {self.truncation!r}: it must be exact or probabilistic")
+        if self.truncation == "probabilistic":
+            check_between("integer_bits", self.integer_bits, 0, room - 2 * self.fraction_bits)
+        if self.cheater is not None:
+            check_between("cheater", self.cheater, 0, self.scheme.parties - 1)
 
     # ---- numbers in and out
 
@@ -139,6 +137,8 @@ class Session:
             CheaterDetected: a share was changed, now or earlier in this session.
             ValueError: too few shares, or the number is of another session.
         """
+        if not isinstance(x, Shared):
+            raise TypeError(f"{_short(x)} is not shared, so there is nothing to open")
         self.check()
         residues = self.open(x.integers(), parties)
         self.check()
@@ -340,7 +340,7 @@ class Session:
     def failure_probability(self) -> float:
         """A bound on the probability that one probabilistic truncation goes wrong:
         2^(product_bits + 1) / prime."""
-        return 0.0 if self.truncation == "exact" else 2 ** (self.product_bits + 1) / self.field.prime
+        return 2 ** (self.product_bits + 1) / self.field.prime
 
     def _note(self, source: str, rows: np.ndarray, count: int | None = None) -> None:
         """Take down what the parties here have received, `[k, ...]`."""
@@ -369,5 +369,7 @@ def decrypt(x: Shared) -> Any:
 
     Raises:
         CheaterDetected: a share was changed.
+        TypeError: it is not shared.
     """
-    return x.session.decrypt(x)
+    session = x.session if isinstance(x, Shared) else _chapters()
+    return session.decrypt(x)
