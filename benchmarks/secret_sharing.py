@@ -1,7 +1,8 @@
 """Secret sharing beside the chapter's way, one Python integer at a time, and beside CrypTen and galois.
 
-All in one run, on the same numbers. Every party's work is done in one process, except CrypTen's,
-whose parties are processes. Figures are elements a second, the median of several runs.
+All in one run, on as many numbers. The work of all parties is done in one process, except CrypTen's,
+whose parties are processes: each of them shares, adds and opens for itself alone. Figures are elements
+a second, the median of several runs.
 
     python benchmarks/secret_sharing.py [--json FILE]
 """
@@ -9,6 +10,7 @@ whose parties are processes. Figures are elements a second, the median of severa
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -29,7 +31,7 @@ from recipes import cards
 from recipes import secret_sharing as ss
 
 P = ss.CHAPTER_PRIME
-COUNT, ONE_BY_ONE, COMPARED = 1_000_000, 100_000, 10_000
+COUNT, COMPARED = 1_000_000, 10_000
 REPEATS = 7
 
 
@@ -40,8 +42,12 @@ def share_one(x: int) -> tuple[int, int, int]:
 
 
 def add_one(x: Sequence[int], y: Sequence[int]) -> list[int]:
-    """Shares of the sum."""
-    return [(x[0] + y[0]) % P, (x[1] + y[1]) % P, (x[2] + y[2]) % P]
+    """Shares of the sum, appended to a list one by one as in the source chapter."""
+    total = []
+    total.append((x[0] + y[0]) % P)
+    total.append((x[1] + y[1]) % P)
+    total.append((x[2] + y[2]) % P)
+    return total
 
 
 def reconstruct_one(x: tuple[int, int, int]) -> int:
@@ -49,51 +55,67 @@ def reconstruct_one(x: tuple[int, int, int]) -> int:
     return (x[0] + x[1] + x[2]) % P
 
 
-def a_second(work: Callable[[], object], count: int) -> float:
-    """Elements a second, the median over `REPEATS` runs after one that is not counted."""
-    work()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return count / statistics.median(seconds)
+Work = dict[str, Callable[[], object]]
 
 
-def one_by_one() -> dict[str, float]:
-    """The chapter's way."""
-    numbers = list(range(ONE_BY_ONE))
-    shares = [share_one(x) for x in numbers]
+def a_second(works: dict[str, Work], count: int) -> dict[str, dict[str, float]]:
+    """Elements a second of each peer's works, which take turns, so that a busy moment hits all.
+
+    The median over `REPEATS` turns after one that is not counted.
+    """
+    gc.freeze()  # the collector need not look at our data again and again
+    seconds = {peer: {name: [] for name in work} for peer, work in works.items()}
+    for name in dict.fromkeys(name for work in works.values() for name in work):
+        for turn in range(REPEATS + 1):
+            for peer, work in works.items():
+                if name in work:
+                    start = time.perf_counter()
+                    work[name]()
+                    if turn:
+                        seconds[peer][name].append(time.perf_counter() - start)
     return {
-        "share": a_second(lambda: [share_one(x) for x in numbers], ONE_BY_ONE),
-        "add": a_second(lambda: [add_one(x, x) for x in shares], ONE_BY_ONE),
-        "reconstruct": a_second(lambda: [reconstruct_one(x) for x in shares], ONE_BY_ONE),
+        peer: {name: count / statistics.median(times) for name, times in work.items()}
+        for peer, work in seconds.items()
     }
 
 
-def arrays() -> dict[str, float]:
+def one_by_one() -> Work:
+    """The chapter's way."""
+    numbers = list(range(COUNT))
+    shares = [share_one(x) for x in numbers]
+    return {
+        "share": lambda: [share_one(x) for x in numbers],
+        "add": lambda: [add_one(x, x) for x in shares],
+        "reconstruct": lambda: [reconstruct_one(x) for x in shares],
+    }
+
+
+def arrays() -> Work:
     """This recipe, three parties, additive shares modulo the chapter's prime."""
     session = ss.Session()
     numbers = np.arange(COUNT)
     x, y = session.encrypt(numbers), session.encrypt(numbers[::-1])
-    few = x[:COMPARED]
     return {
-        "share": a_second(lambda: session.encrypt(numbers), COUNT),
-        "add": a_second(lambda: x + y, COUNT),
-        "reconstruct": a_second(lambda: session.decrypt(x), COUNT),
-        "multiply": a_second(lambda: x * y, COUNT),
-        "compare": a_second(lambda: few < 5, COMPARED),
-        "field product": a_second(lambda: session.field.multiply(x.shares[0], y.shares[1]), COUNT),
+        "share": lambda: session.encrypt(numbers),
+        "add": lambda: x + y,
+        "reconstruct": lambda: session.decrypt(x),
+        "multiply": lambda: x * y,
+        "field product": lambda: session.field.multiply(x.shares[0], y.shares[1]),
     }
 
 
-def by_galois() -> dict[str, float]:
+def by_galois() -> Work:
     """Products in the same field by galois, which has no secret sharing."""
     import galois
 
-    field = galois.GF(P)
-    numbers = field.Random(ONE_BY_ONE)
-    return {"field product": a_second(lambda: numbers * numbers, ONE_BY_ONE)}
+    numbers = galois.GF(P).Random(COUNT)
+    return {"field product": lambda: numbers * numbers}
+
+
+def comparison() -> Work:
+    """This recipe's `<`, on fewer numbers."""
+    few = ss.encrypt(np.arange(COMPARED))
+    return {"compare": lambda: few < 5}
 
 
 def by_crypten() -> dict[str, float]:
@@ -124,13 +146,13 @@ def _crypten_party() -> None:
     numbers = torch.arange(COUNT) % 1000
     x, y = crypten.cryptensor(numbers), crypten.cryptensor(numbers.flip(0))
     few = x[:COMPARED]
-    speed = {
-        "share": a_second(lambda: crypten.cryptensor(numbers), COUNT),
-        "add": a_second(lambda: x + y, COUNT),
-        "reconstruct": a_second(x.get_plain_text, COUNT),
-        "multiply": a_second(lambda: x * y, COUNT),
-        "compare": a_second(lambda: few < 5, COMPARED),
+    works = {
+        "share": lambda: crypten.cryptensor(numbers),
+        "add": lambda: x + y,
+        "reconstruct": x.get_plain_text,
+        "multiply": lambda: x * y,
     }
+    speed = a_second({"": works}, COUNT)[""] | a_second({"": {"compare": lambda: few < 5}}, COMPARED)[""]
     if crypten.communicator.get().get_rank() == 0:
         print(json.dumps(speed), flush=True)
 
@@ -140,9 +162,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write elements a second and ratios to this file")
     target = parser.parse_args().json
-    ours = arrays()
-    peers = {"one integer at a time": one_by_one(), "galois": by_galois(), "CrypTen": by_crypten()}
-    print(f"elements a second, median of {REPEATS}; in brackets how many times as fast the arrays are")
+    measured = a_second(
+        {"arrays": arrays(), "one integer at a time": one_by_one(), "galois": by_galois()}, COUNT
+    )
+    ours = measured.pop("arrays") | a_second({"": comparison()}, COMPARED)[""]
+    peers = measured | {"CrypTen": by_crypten()}
+    print(f"elements a second, {COUNT:,} at once, median of {REPEATS};")
+    print("in brackets how many times as fast the arrays are")
     print(f"{'':14} {'arrays':>12}" + "".join(f" {name:>22}" for name in peers))
     for name, speed in ours.items():
         cells = [

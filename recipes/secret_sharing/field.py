@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ Draw = Callable[[int], bytes]
 """Where randomness comes from: a number of bytes to so many bytes. Tests put in their own."""
 
 _PIECE = 1 << 15  # residues worked on at a time: intermediate arrays then stay in the processor's cache
+_MANY = 8  # pieces from which threads are worth their start
 _FEW = 16  # arrays that NumPy goes through side by side, which with the result may be 32 at most
 _SUMMANDS = 1 << 15  # residues of 48 bits whose sum fits into 64
 _DRAWN_BITS = 48  # of randomness behind one residue, six bytes; the prime may not have more
@@ -82,12 +83,10 @@ class Field:
             for extreme in (given.min(), given.max()):
                 if abs(int(extreme)) > self.largest:
                     self._refuse(int(extreme))
-        return _piecewise(self._encode, np.uint64, given)
-
-    def _encode(self, integers: np.ndarray) -> np.ndarray:
-        residues = integers.astype(np.int64)
-        residues += (residues < 0) * np.int64(self.prime)
-        return residues.astype(np.uint64)
+        residues = given.astype(np.int64)
+        for piece in _pieces_of(residues):
+            piece += (piece < 0) * np.int64(self.prime)
+        return residues.view(np.uint64)
 
     def _refuse(self, integer: int) -> None:
         raise ValueError(
@@ -99,9 +98,7 @@ class Field:
         """Residues as signed integers, int64; with `reuse` in the same memory, which then holds them."""
         residues = np.asarray(residues)
         signed = residues.view(np.int64) if reuse and residues.flags.forc else residues.astype(np.int64)
-        flat = signed.ravel("K")  # a view, as the memory is in one piece
-        for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
+        for piece in _pieces_of(signed):
             piece -= (piece > self.largest) * np.int64(self.prime)
         return signed
 
@@ -114,11 +111,14 @@ class Field:
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x + y."""
-        return _piecewise(lambda x, y: self._once(x + y), np.uint64, x, y)
+        return _piecewise(self._total, x, y)
 
     def subtract(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x - y."""
-        return _piecewise(lambda x, y: self._once(x + (self._p - y)), np.uint64, x, y)
+        return _piecewise(self._subtract, x, y)
+
+    def _subtract(self, x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return self._once(np.add(x, np.subtract(self._p, y, out=out), out=out))
 
     def multiply(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x * y, exact although the product has up to 96 bits.
@@ -128,29 +128,30 @@ class Field:
         x * y - q * prime, then lies between -prime and 2 * prime, so that 64 bits hold it although
         they hold neither product.
         """
-        return _piecewise(self._multiply, np.uint64, x, y)
+        return _piecewise(self._multiply, x, y)
 
-    def _multiply(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def _multiply(self, x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         quotient = np.multiply(x, y, dtype=np.float64)
         quotient *= 1 / self.prime
         with np.errstate(over="ignore"):
-            rest = x * y - quotient.astype(np.uint64) * self._p + self._p
+            rest = np.multiply(x, y, out=out)
+            rest = np.add(rest, self._p - quotient.astype(np.uint64) * self._p, out=out)
         return self._once(self._once(rest))
 
     def total(self, residues: np.ndarray) -> np.ndarray:
         """The sum over the first axis."""
-        if not residues.size:
-            return np.zeros(residues.shape[1:], np.uint64)
+        if len(residues) <= 1:
+            return residues.sum(axis=0, dtype=np.uint64)
         if len(residues) <= _FEW:
-            return _piecewise(self._total, np.uint64, *residues)
+            return _piecewise(self._total, *residues)
         starts = range(0, len(residues), _SUMMANDS)
         sums = [np.add.reduce(residues[start : start + _SUMMANDS]) % self._p for start in starts]
         return self.total(np.stack(sums))
 
-    def _total(self, *rows: np.ndarray) -> np.ndarray:
-        result = rows[0].copy()
+    def _total(self, *rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        result = rows[0]
         for row in rows[1:]:
-            result = self._once(np.add(result, row))
+            result = self._once(np.add(result, row, out=out))
         return result
 
     def power(self, x: np.ndarray, exponent: int) -> np.ndarray:
@@ -196,9 +197,10 @@ class Field:
 
 
 def in_pieces(work: Callable[[slice], None], count: int, draw: Draw) -> None:
-    """`work(piece)` for pieces of `count` elements; on all cores if the operating system draws."""
+    """`work(piece)` for pieces of `count` elements; on all cores if they are many and the operating
+    system draws."""
     pieces = [slice(start, start + _PIECE) for start in range(0, count, _PIECE)]
-    if len(pieces) > 1 and draw is secrets.token_bytes:
+    if len(pieces) >= _MANY and draw is secrets.token_bytes:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(work, pieces))
     else:
@@ -206,8 +208,14 @@ def in_pieces(work: Callable[[slice], None], count: int, draw: Draw) -> None:
             work(piece)
 
 
-def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.ndarray) -> np.ndarray:
-    """`function(*arrays)`, for large arrays in pieces, so that intermediate results stay in the cache."""
+def _pieces_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of an array whose memory is in one piece, each small enough for the cache."""
+    flat = array.ravel("K")
+    return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+
+
+def _piecewise(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """`function(*arrays, out)`, for large arrays in pieces, so that what it puts aside stays in the cache."""
     sizes = [np.size(array) for array in arrays]
     if max(sizes) <= _PIECE or min(sizes) == 0:
         return function(*arrays)
@@ -216,12 +224,12 @@ def _piecewise(function: Callable[..., np.ndarray], dtype: type, *arrays: np.nda
         [*arrays, None],
         ["external_loop", "buffered"],
         [*inputs, ["writeonly", "allocate"]],
-        [*(array.dtype for array in arrays), dtype],
+        [np.uint64] * (len(arrays) + 1),
         buffersize=_PIECE,
     )
     with pieces:
-        for *parts, result in pieces:
-            result[...] = function(*parts)
+        for *parts, out in pieces:
+            function(*parts, out=out)
         return pieces.operands[-1]
 
 
