@@ -45,7 +45,7 @@ class Field:
         try:
             object.__setattr__(self, "prime", operator.index(self.prime))
         except TypeError as error:
-            raise ValueError(f"the modulus is {_short(self.prime)}: it must be an odd prime") from error
+            raise ValueError(f"the modulus is {short(self.prime)}: it must be an odd prime") from error
         if not 3 <= self.prime < 1 << _DRAWN_BITS or not _is_prime(self.prime):
             raise ValueError(f"the modulus is {self.prime}: it must be an odd prime below 2^48")
 
@@ -78,7 +78,7 @@ class Field:
                 self._refuse(largest)
             given = given.astype(np.int64)
         if given.dtype.kind not in "iub":
-            raise ValueError(f"{_short(integers)} is no integer, nor an array of integers")
+            raise ValueError(f"{short(integers)} is no integer, nor an array of integers")
         if given.size:
             for extreme in (given.min(), given.max()):
                 if abs(int(extreme)) > self.largest:
@@ -90,7 +90,7 @@ class Field:
 
     def _refuse(self, integer: int) -> None:
         raise ValueError(
-            f"{_short(integer)} is too large: modulo {self.prime} integers reach from"
+            f"{short(integer)} is too large: modulo {self.prime} integers reach from"
             f" -{self.largest} to {self.largest}"
         )
 
@@ -241,10 +241,11 @@ def check_between(name: str, value: Any, least: int, most: int) -> None:
     """
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or not least <= value <= most:
-        raise ValueError(f"{name} is {_short(value)}: it must be a whole number from {least} to {most}")
+        raise ValueError(f"{name} is {short(value)}: it must be a whole number from {least} to {most}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it is shown in a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
 

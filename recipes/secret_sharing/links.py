@@ -41,6 +41,13 @@ class Traffic:
     inputs: int = 0
     """Bytes from the user, and from the dealer to the user."""
 
+    def enter(self, source: str, sent: int) -> None:
+        """Bytes that the dealer or the user has sent to the parties."""
+        if source == DEALER:
+            self.offline += sent
+        else:
+            self.inputs += sent
+
 
 class Link(Protocol):
     """How the roles of a computation reach each other. k is the number of parties in this process."""
@@ -76,11 +83,7 @@ class Local:
     def deal(self, source: str, make: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """Everybody's rows."""
         rows = make()
-        sent = len(rows) * HEADER_BYTES + rows.nbytes
-        if source == DEALER:
-            self.traffic.offline += sent
-        else:
-            self.traffic.inputs += sent
+        self.traffic.enter(source, len(rows) * HEADER_BYTES + rows.nbytes)
         return rows
 
     def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
@@ -106,6 +109,7 @@ class Remote:
         self.network, self.parties = network, parties
         self.here: Sequence[int] = [i for i in range(parties) if party(i) == network.role]
         self.traffic = Traffic()
+        self._sent = sum(network.sent.values())
 
     def hosts(self, role: str) -> bool:
         """Whether this process plays the role."""
@@ -115,7 +119,8 @@ class Remote:
         """Send each party its row, or receive one's own."""
         if self.hosts(source):
             rows = np.ascontiguousarray(make())
-            self._sent(source, {party(i): row.tobytes() for i, row in enumerate(rows)})
+            self.network.send({party(i): row.tobytes() for i, row in enumerate(rows)})
+            self.traffic.enter(source, self._newly_sent())
         if self.here:
             return _array(self.network.receive(source), np.uint64, shape)[None]
         return np.zeros((0, *shape), np.uint64)
@@ -123,7 +128,8 @@ class Remote:
     def tell(self, source: str, target: str, values: np.ndarray) -> np.ndarray:
         """Send values from the dealer to the user, or receive them."""
         if self.hosts(source):
-            self._sent(USER, {target: values.tobytes()})  # it is for the sake of an input
+            self.network.send({target: values.tobytes()})
+            self.traffic.inputs += self._newly_sent()
         if self.hosts(target):
             return _array(self.network.receive(source), values.dtype, values.shape)
         return values
@@ -134,23 +140,18 @@ class Remote:
         if self.here:
             (me,) = self.here
             others = [party(i) for i in range(self.parties) if i != me]
-            before = sum(self.network.sent.values())
             received = self.network.exchange(dict.fromkeys(others, rows[0].tobytes()))
-            self.traffic.online += sum(self.network.sent.values()) - before
+            self.traffic.online += self._newly_sent()
             self.traffic.rounds = self.network.rounds
             for i in range(self.parties):
                 row = rows[0] if i == me else _array(received[party(i)], rows.dtype, rows.shape[1:])
                 everybodys[i] = row
         return everybodys
 
-    def _sent(self, account: str, messages: dict[str, bytes]) -> None:
-        before = sum(self.network.sent.values())
-        self.network.send(messages)
-        sent = sum(self.network.sent.values()) - before
-        if account == DEALER:
-            self.traffic.offline += sent
-        else:
-            self.traffic.inputs += sent
+    def _newly_sent(self) -> int:
+        """Bytes that went into the sockets since the last time that this was asked."""
+        before, self._sent = self._sent, sum(self.network.sent.values())
+        return self._sent - before
 
 
 def _array(message: bytes, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:

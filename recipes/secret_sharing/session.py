@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import secrets
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from recipes.secret_sharing.arithmetic import Shared
-from recipes.secret_sharing.field import Draw, _short, check_between
+from recipes.secret_sharing.field import Draw, check_between, short
 from recipes.secret_sharing.links import DEALER, PARTIES, USER, Link, Local
 from recipes.secret_sharing.schemes import Additive, CheaterDetected
 
@@ -138,7 +139,7 @@ class Session:
             ValueError: too few shares, or the number is of another session.
         """
         if not isinstance(x, Shared):
-            raise TypeError(f"{_short(x)} is not shared, so there is nothing to open")
+            raise TypeError(f"{short(x)} is not shared, so there is nothing to open")
         self.check()
         residues = self.open(x.integers(), parties)
         self.check()
@@ -156,13 +157,13 @@ class Session:
         if given.dtype.kind != "f":
             return self.field.encode(numbers), 0
         if not np.isfinite(given).all():
-            raise ValueError(f"{_short(numbers)} is not a finite number, so it cannot be shared")
+            raise ValueError(f"{short(numbers)} is not a finite number, so it cannot be shared")
         with np.errstate(over="ignore"):
             scaled = np.rint(given.astype(np.float64) * 2**self.fraction_bits)
         if np.abs(scaled).max(initial=0) > self.field.largest:
             limit = self.field.largest / 2**self.fraction_bits
             raise ValueError(
-                f"{_short(numbers)} is too large: with {self.fraction_bits} fraction bits modulo"
+                f"{short(numbers)} is too large: with {self.fraction_bits} fraction bits modulo"
                 f" {self.field.prime} decimals reach from {-limit:.0f} to {limit:.0f}"
             )
         return self.field.encode(scaled.astype(np.int64)), self.fraction_bits
@@ -266,17 +267,16 @@ class Session:
 
     def _coefficients(self, seed: bytes, count: int) -> np.ndarray:
         """`[count]` uint64, uniform from 1 to prime - 1, the same for the same seed."""
-        smaller = 1 << 48  # six bytes a draw
-        limit = smaller // (self.field.prime - 1) * (self.field.prime - 1)
-        stream, kept = 0, np.zeros(0, np.uint64)
-        while len(kept) < count:
-            drawn = hashlib.shake_256(seed + stream.to_bytes(8, "little")).digest(6 * (count + 8))
-            padded = np.zeros((count + 8, 8), np.uint8)
-            padded[:, :6] = np.frombuffer(drawn, np.uint8).reshape(-1, 6)
-            numbers = padded.view(np.uint64).ravel()
-            kept = np.concatenate([kept, numbers[numbers < limit]])
-            stream += 1
-        return kept[:count] % np.uint64(self.field.prime - 1) + np.uint64(1)
+        numbers = itertools.count()
+
+        def draw(size: int) -> bytes:
+            return hashlib.shake_256(seed + next(numbers).to_bytes(8, "little")).digest(size)
+
+        chi = self.field.random((count,), draw)
+        while not chi.all():
+            zeros = chi == 0
+            chi[zeros] = self.field.random((int(zeros.sum()),), draw)
+        return chi
 
     # ---- what the dealer shares beforehand
 
