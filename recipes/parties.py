@@ -3,12 +3,14 @@
 `run_processes` starts the roles of a protocol on this machine and gives back what each of them
 returned. In each process `serve` runs the protocol with a `Network`: authenticated connections to
 every other role. If one of them dies, all end within seconds, and one line says which it was; one that
-is silent is taken for dead after half a minute.
+is silent is taken for dead after half a minute. `run_threads` plays the same roles in threads of one
+process, for pictures and tests of what each of them sees.
 
 Every two roles prove to each other that they know the run's secret (HMAC-SHA256 over both roles and
-two nonces), which travels to the processes on their standard input. That keeps strangers out; a role
-of the same run could pose as another. What follows is neither encrypted nor authenticated: it stays
-on the loopback interface of one machine.
+two nonces), which `run_processes` gives to the processes on their standard input. That keeps strangers
+out; a role of the same run could pose as another, and what follows is neither encrypted nor
+authenticated. That is for the loopback interface of one machine. Between machines, give every role a
+certificate (`Tls`): connections are then encrypted, and a role is who its certificate says.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ import json
 import math
 import os
 import secrets
+import queue
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +47,8 @@ HEADER_BYTES = 4
 PATIENCE = 30.0
 """Seconds that a role waits for another before it takes it for lost."""
 
+_FAREWELL = b"\xff\xff\xff\xff"  # instead of a length: the sender ends, and says in a last message for whom
+_BUFFER = 1 << 20  # bytes read at once
 _HELLO_BYTES = 1024  # of strangers no more is read
 _GRACE = 2.0  # seconds that the others have to end by themselves once a role has died
 
@@ -50,6 +59,46 @@ class PartyLost(OSError):
     def __init__(self, message: str, role: str = "") -> None:
         super().__init__(message)
         self.role = role
+
+
+@dataclass(frozen=True)
+class Tls:
+    """What a role needs to show who it is, and to see who the others are."""
+
+    certificate: Path
+    """Its certificate (PEM), in which the role's name is a DNS name (`subjectAltName`)."""
+    key: Path
+    """The certificate's private key (PEM)."""
+    authority: Path
+    """The certificate of whoever has signed those of all roles (PEM)."""
+
+    def context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        """For one side of a connection; both sides must show a certificate.
+
+        Raises:
+            ValueError: a file is missing, or is not what it should be.
+        """
+        try:
+            context = ssl.create_default_context(purpose, cafile=self.authority)
+            context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(
+                f"{self.certificate}, {self.key} and {self.authority} are no certificate, its key and its "
+                f"authority's certificate: {error.strerror or error}"
+            ) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+@dataclass(frozen=True)
+class Line:
+    """A slower connection to be imitated."""
+
+    delay: float = 0.0
+    """Seconds that every message takes one way."""
+    bandwidth: float = math.inf
+    """Bytes a second."""
 
 
 # ---- in a party's process
@@ -63,7 +112,15 @@ class Network:
     """
 
     def __init__(
-        self, role: str, addresses: Mapping[str, tuple[str, int]], secret: bytes, listener: socket.socket
+        self,
+        role: str,
+        addresses: Mapping[str, tuple[str, int]],
+        secret: bytes,
+        listener: socket.socket,
+        *,
+        tls: Tls | None = None,
+        line: Line | None = None,
+        patience: float | None = None,
     ) -> None:
         """Connect to every other role of `addresses`; return when all connections stand.
 
@@ -72,19 +129,24 @@ class Network:
             addresses: host and port of each role.
             secret: what all roles know, and nobody else.
             listener: a listening socket at this role's address.
+            tls: certificates; None for connections that are not encrypted.
+            line: what to imitate, if anything.
+            patience: seconds to wait for the others to appear, `PATIENCE` if None.
 
         Raises:
-            PartyLost: a role cannot be reached in `PATIENCE` seconds.
+            PartyLost: a role cannot be reached in time, or does not know the secret.
+            ValueError: bad certificates.
         """
         import asyncio  # here, as most who import this module for its constants never need it
 
         self.role, self.rounds = role, 0
         self.sent = dict.fromkeys((other for other in addresses if other != role), 0)
-        self._secret = secret
+        self._secret, self._line = secret, line
+        self._contexts = tls and {purpose: tls.context(purpose) for purpose in ssl.Purpose}
         self._loop = asyncio.new_event_loop()
         self._streams: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         try:
-            self._loop.run_until_complete(self._join(addresses, listener))
+            self._loop.run_until_complete(self._join(addresses, listener, patience or PATIENCE))
         except BaseException:
             self.__exit__()
             raise
@@ -92,15 +154,17 @@ class Network:
     def __enter__(self) -> Network:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._loop.run_until_complete(self._leave())
+    def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
+        self._loop.run_until_complete(self._leave(error.role if isinstance(error, PartyLost) else ""))
         self._loop.close()
 
-    async def _leave(self) -> None:
-        """Close every connection, and end what still waits for one."""
+    async def _leave(self, lost: str) -> None:
+        """Close every connection, and end what still waits for one; if a role is lost, say so first."""
         import asyncio
 
-        for _, writer in self._streams.values():
+        for role, (_, writer) in self._streams.items():
+            if lost and role != lost:
+                writer.writelines([_FAREWELL, *_framed(lost.encode())])
             writer.close()
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
         for task in waiting:
@@ -144,7 +208,9 @@ class Network:
         import asyncio
 
         _, writer = self._streams[role]
-        writer.writelines([len(message).to_bytes(HEADER_BYTES, "little"), message])
+        if self._line:
+            await asyncio.sleep(self._line.delay + len(message) / self._line.bandwidth)
+        writer.writelines(_framed(message))
         self.sent[role] += HEADER_BYTES + len(message)
         try:
             await asyncio.wait_for(writer.drain(), PATIENCE)
@@ -156,27 +222,34 @@ class Network:
 
         try:
             return await asyncio.wait_for(_frame(self._streams[role][0]), PATIENCE)
+        except PartyLost as error:  # the other one has lost somebody
+            raise PartyLost(f"{self.role} heard from {role} that {error.role} is lost", error.role) from error
         except (TimeoutError, OSError, EOFError) as error:
             raise PartyLost(f"{self.role} lost {role}", role) from error
 
     # ---- making each other's acquaintance
 
-    async def _join(self, addresses: Mapping[str, tuple[str, int]], listener: socket.socket) -> None:
+    async def _join(
+        self, addresses: Mapping[str, tuple[str, int]], listener: socket.socket, patience: float
+    ) -> None:
         """Connect to the roles that are named before this one, and wait for the others to connect."""
         import asyncio
 
         roles = list(addresses)
         mine = roles.index(self.role)
         self._awaited, self._complete = set(roles[mine + 1 :]), asyncio.Event()
-        server = await asyncio.start_server(self._welcome, sock=listener)
+        server = await asyncio.start_server(self._welcome, sock=listener, limit=_BUFFER)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
                 await asyncio.gather(*(self._call(role, *addresses[role]) for role in roles[:mine]))
                 if self._awaited:
                     await self._complete.wait()
-        except (OSError, EOFError, ValueError) as error:
+        except PartyLost:
+            raise
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             absent = [role for role in roles if role != self.role and role not in self._streams]
-            raise PartyLost(f"{self.role} could not reach {', '.join(absent)}", absent[0]) from error
+            why = f": {error}" if isinstance(error, ssl.SSLError) else ""
+            raise PartyLost(f"{self.role} could not reach {', '.join(absent)}{why}", absent[0]) from error
         finally:
             server.close()  # from here on nobody is let in
 
@@ -184,13 +257,15 @@ class Network:
         """Connect to a role, and prove to each other that we belong to this run."""
         import asyncio
 
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await _reach(host, port)
+        if self._contexts:
+            await writer.start_tls(self._contexts[ssl.Purpose.SERVER_AUTH], server_hostname=role)
         hello = {"protocol": PROTOCOL, "from": self.role, "to": role, "nonce": secrets.token_hex(16)}
         _put(writer, hello)
         answer = json.loads(await _frame(reader, _HELLO_BYTES))
         proof = self._proof("accept", self.role, role, hello["nonce"], str(answer["nonce"]))
         if not hmac.compare_digest(proof, str(answer["proof"])):
-            raise ValueError("a stranger")
+            raise PartyLost(f"{self.role} and {role} have not been given the same secret", role)
         _put(writer, {"proof": self._proof("call", self.role, role, hello["nonce"], answer["nonce"])})
         self._keep(role, reader, writer)
 
@@ -199,9 +274,13 @@ class Network:
         import asyncio
 
         try:
+            if self._contexts:
+                await asyncio.wait_for(writer.start_tls(self._contexts[ssl.Purpose.CLIENT_AUTH]), 5)
             hello = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
             nonce, role = secrets.token_hex(16), hello["from"]
             if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
+                raise ValueError
+            if self._contexts and ("DNS", role) not in writer.get_extra_info("peercert")["subjectAltName"]:
                 raise ValueError
             proof = self._proof("accept", role, self.role, hello["nonce"], nonce)
             _put(writer, {"nonce": nonce, "proof": proof})
@@ -209,7 +288,7 @@ class Network:
             proof = self._proof("call", role, self.role, hello["nonce"], nonce)
             if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
                 raise ValueError
-        except (TimeoutError, ValueError, TypeError, KeyError, RecursionError):
+        except (TimeoutError, ValueError, TypeError, KeyError, RecursionError, ssl.SSLError):
             peer = writer.get_extra_info("peername")
             print(
                 f"{self.role}: a stranger at {peer[0]}:{peer[1]} was turned away", file=sys.stderr, flush=True
@@ -234,13 +313,32 @@ class Network:
         self._streams[role] = reader, writer
 
 
+async def _reach(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect as soon as somebody listens there."""
+    import asyncio
+
+    while True:
+        try:
+            return await asyncio.open_connection(host, port, limit=_BUFFER)
+        except ConnectionRefusedError:  # not yet
+            await asyncio.sleep(0.2)
+
+
+def _framed(message: bytes) -> list[bytes]:
+    """The message, preceded by its length."""
+    return [len(message).to_bytes(HEADER_BYTES, "little"), message]
+
+
 def _put(writer: asyncio.StreamWriter, message: Mapping[str, str]) -> None:
-    body = json.dumps(message).encode()
-    writer.writelines([len(body).to_bytes(HEADER_BYTES, "little"), body])
+    writer.writelines(_framed(json.dumps(message).encode()))
 
 
 async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
-    size = int.from_bytes(await reader.readexactly(HEADER_BYTES), "little")
+    header = await reader.readexactly(HEADER_BYTES)
+    if header == _FAREWELL:
+        lost = (await _frame(reader, _HELLO_BYTES)).decode(errors="replace")
+        raise PartyLost(f"{lost} is lost", lost)
+    size = int.from_bytes(header, "little")
     if size > limit:
         raise ValueError(f"a message of {size} bytes where {limit} are the most")
     return await reader.readexactly(size)
@@ -258,7 +356,9 @@ def serve() -> None:
     addresses = {role: tuple(address) for role, address in start["addresses"].items()}
     try:
         play = getattr(importlib.import_module(start["module"]), start["function"])
-        with Network(start["role"], addresses, bytes.fromhex(start["secret"]), listener) as network:
+        line = Line(**start["line"]) if start["line"] else None
+        secret = bytes.fromhex(start["secret"])
+        with Network(start["role"], addresses, secret, listener, line=line) as network:
             said = {"result": play(network, start["settings"])}
     except PartyLost as error:
         said = {"lost": error.role, "message": str(error)}
@@ -275,16 +375,80 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
+# ---- all roles in one process
+
+
+class Mailboxes:
+    """What `Network` is, between threads of one process; keeps what each role was told."""
+
+    def __init__(self, role: str, boxes: Mapping[tuple[str, str], queue.SimpleQueue[bytes | None]]) -> None:
+        self.role, self.rounds, self._boxes = role, 0, boxes
+        self.sent = {receiver: 0 for sender, receiver in boxes if sender == role}
+        self.received: list[tuple[str, bytes]] = []
+        """Every message, with its sender, in the order in which they were taken out."""
+
+    def send(self, messages: Mapping[str, bytes]) -> None:
+        """See `Network`."""
+        for role, message in messages.items():
+            self.sent[role] += HEADER_BYTES + len(message)
+            self._boxes[self.role, role].put(bytes(message))
+
+    def receive(self, role: str) -> bytes:
+        """See `Network`."""
+        message = self._boxes[role, self.role].get()
+        if message is None:
+            raise PartyLost(f"{self.role} lost {role}", role)
+        self.received.append((role, message))
+        return message
+
+    def exchange(self, messages: Mapping[str, bytes]) -> dict[str, bytes]:
+        """See `Network`."""
+        self.rounds += 1
+        self.send(messages)
+        return {role: self.receive(role) for role in messages}
+
+    def leave(self) -> None:
+        """Let nobody wait for this role any longer."""
+        for role in self.sent:
+            self._boxes[self.role, role].put(None)
+
+
+def run_threads(plays: Mapping[str, Callable[[Mailboxes], Any]]) -> dict[str, Any]:
+    """Play all roles in threads of this process, and give back what each of them returned.
+
+    Raises:
+        Whatever the first role raised that did not just lose another.
+    """
+    boxes = {(one, other): queue.SimpleQueue() for one in plays for other in plays if one != other}
+
+    def play(role: str) -> Any:
+        mailboxes = Mailboxes(role, boxes)
+        try:
+            return plays[role](mailboxes)
+        finally:
+            mailboxes.leave()
+
+    with ThreadPoolExecutor(len(plays)) as pool:
+        futures = {role: pool.submit(play, role) for role in plays}
+    errors = [error for future in futures.values() if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, PartyLost)):
+        raise error
+    return {role: future.result() for role, future in futures.items()}
+
+
 # ---- in the process that starts the others
 
 
-def run_processes(play: Callable[[Network, Any], Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_processes(
+    play: Callable[[Network, Any], Any], settings: Mapping[str, Any], line: Line | None = None
+) -> dict[str, Any]:
     """Start a process for each role, and give back what each of them returned.
 
     Args:
         play: network, settings of the role -> a result that JSON can hold; a module's function, which
             each process imports.
         settings: for each role what it is told, and no other role is; values that JSON can hold.
+        line: a slower connection to be imitated between them.
 
     Raises:
         PartyLost: a role died, or failed; all others have been stopped.
@@ -298,6 +462,7 @@ def run_processes(play: Callable[[Network, Any], Any], settings: Mapping[str, An
             processes[role] = _started(role, listener)
             start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
             start |= {"module": play.__module__, "function": play.__name__, "settings": settings[role]}
+            start |= {"line": vars(line) if line else None}
             processes[role].stdin.write(json.dumps(start) + "\n")
             processes[role].stdin.flush()
             listener.close()

@@ -1,0 +1,3 @@
+from recipes.private_prediction import main
+
+main()

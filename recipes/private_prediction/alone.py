@@ -1,0 +1,130 @@
+"""One role by itself, so that client, server and provider can be three machines."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recipes.parties import Line, Network, Tls
+from recipes.private_prediction import mlp, prediction, roles
+from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
+
+if TYPE_CHECKING:
+    from recipes.private_prediction.prediction import Config, Report
+
+SHORTEST_SECRET = 16
+
+
+def run(config: Config) -> Report:
+    """Play `config.role` here, with the other two at their addresses.
+
+    Raises:
+        ValueError: flags, files or addresses that cannot be used; what the other roles want is refused.
+        PartyLost: another role does not appear, is a stranger, or dies.
+    """
+    addresses = {role: _address(role, getattr(config, role)) for role in roles.ROLES}
+    secret, tls = _secret(config), _tls(config)
+    if tls is None and any(not _is_loopback(host) for host, _ in addresses.values()):
+        print(
+            f"{config.role}: connections are not encrypted, and whoever listens to them learns everything: "
+            "give --certificate, --key and --authority",
+            file=sys.stderr,
+        )
+    prepared = _prepare(config)  # before anybody else is kept waiting
+    with _listen(config.role, *addresses[config.role]) as listener:
+        print(f"{config.role}: waiting for the other two", file=sys.stderr, flush=True)
+        line = prediction.line(config) if config.imitate else None
+        network = Network(
+            config.role, addresses, secret, listener, tls=tls, line=line, patience=config.wait
+        )
+        with network:
+            return _play(config, network, prepared)
+
+
+def _prepare(config: Config) -> Any:
+    """What a role has before it meets the others."""
+    import torch  # takes seconds to load
+
+    torch.set_num_threads(1)
+    if config.role == CLIENT:
+        return prediction.client_images(config)
+    if config.role == SERVER:
+        layers = mlp.read(config.model)
+        return layers, prediction.server_terms(layers, config)
+    return None
+
+
+def _play(config: Config, network: Network, prepared: Any) -> Report:
+    started = time.perf_counter()
+    if config.role == PROVIDER:
+        done = roles.provide(network)
+    elif config.role == SERVER:
+        done = roles.answer(network, *prepared)
+    else:
+        done = _ask(config, network, *prepared)
+    seconds = time.perf_counter() - started
+    sent = sum(network.sent.values())
+    return prediction.Report(config.role, done["images"], sent, seconds, done.get("accuracy"))
+
+
+def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    order = roles.Order(config.comparison, config.reveal)
+    with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
+        answers = roles.ask(network, inputs, config.batch, order, lambda done: bar.update(done - bar.n))
+    revealed = answers.revealed
+    predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
+    return {"images": len(inputs), "accuracy": float(np.mean(predicted == labels))}
+
+
+def _address(role: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{role} must be host:port, such as 192.0.2.7:7841, not {text}")
+    return host.strip("[]"), int(port)
+
+
+def _listen(role: str, host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"{role} cannot listen at {host}:{port}: {error.strerror or error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _secret(config: Config) -> bytes:
+    if config.secret_file is None:
+        raise ValueError(
+            f"--role {config.role} needs --secret-file, with the same secret for all three; make one with: "
+            "python -c 'import secrets; print(secrets.token_hex(32))' > secret"
+        )
+    secret = _read(config.secret_file).strip()
+    if len(secret) < SHORTEST_SECRET:
+        raise ValueError(
+            f"{config.secret_file} has {len(secret)} bytes; a secret has at least {SHORTEST_SECRET}"
+        )
+    return secret
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _tls(config: Config) -> Tls | None:
+    files = (config.certificate, config.key, config.authority)
+    if not any(files):
+        return None
+    if not all(files):
+        raise ValueError("--certificate, --key and --authority go together")
+    return Tls(*files)

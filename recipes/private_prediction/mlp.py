@@ -1,0 +1,167 @@
+"""The network: fully connected layers with ReLU between them, read from a weights file.
+
+Any such network works: the layers are the 2-D tensors named `*.weight` of a safetensors file or a
+PyTorch state dict, in the natural order of their names, each with a `*.bias` or none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes import data, training
+from recipes.files import shipped, written_whole
+
+SHIPPED = "models/mnist_mlp.safetensors"
+"""The network that comes with the recipe, as its `Config` names it."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fully connected layer: x -> weight x + bias."""
+
+    weight: np.ndarray
+    """`[outputs, inputs]` float32."""
+    bias: np.ndarray
+    """`[outputs]` float32."""
+
+
+def read(path: Path | str) -> list[Layer]:
+    """Layers of a `.safetensors` file or of a PyTorch state dict.
+
+    A state dict is read with `weights_only=True`: nothing in the file is executed.
+
+    Raises:
+        ValueError: the file holds something other than such a network.
+        OSError: there is no such file.
+    """
+    path = shipped("models", Path(path).name) if str(path) == SHIPPED else Path(path)
+    tensors = _tensors(path)
+    try:
+        return _layers(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """float32 arrays by name, of either kind of file."""
+    if not path.is_file():
+        raise FileNotFoundError(2, "there is no such file", str(path))
+    if Path(path).suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors: Any = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
+    else:
+        tensors = _state_dict(path)
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+
+
+def _state_dict(path: Path) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle's and PyTorch's own, of many types, for files that are no such thing
+        raise ValueError(
+            f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}): it must hold tensors and "
+            "nothing else, as torch.save(network.state_dict(), FILE) writes it"
+        ) from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
+        raise ValueError(f"{path} is no state dict: save it with torch.save(network.state_dict(), FILE)")
+    if any(tensor.is_complex() or tensor.is_quantized for tensor in tensors.values()):
+        raise ValueError(f"{path} has complex or quantised weights: save them as float32")
+    return tensors
+
+
+def _layers(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
+    """The layers in the natural order of their names: fc2 before fc10.
+
+    Raises:
+        ValueError: these are no fully connected layers that fit together.
+    """
+    names = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    names.sort(key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in _words(name)])
+    strange = set(tensors) - {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    if not names or strange:
+        what = f"{min(strange)} is neither" if strange else "there is none"
+        raise ValueError(f"a network has tensors NAME.weight and NAME.bias only; {what}")
+    layers = []
+    for name in names:
+        weight = np.ascontiguousarray(tensors[f"{name}.weight"])
+        bias = tensors.get(f"{name}.bias", np.zeros(len(weight), np.float32))
+        if weight.ndim != 2 or 0 in weight.shape or bias.shape != (len(weight),):
+            raise ValueError(
+                f"{name} has a weight of shape {weight.shape} and a bias of shape {bias.shape}; "
+                "a fully connected layer has [outputs, inputs] and [outputs]"
+            )
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ValueError(f"{name} has weights that are not finite")
+        if layers and layers[-1].weight.shape[0] != weight.shape[1]:
+            raise ValueError(
+                f"{name} takes {weight.shape[1]} inputs where the layer before it has "
+                f"{layers[-1].weight.shape[0]} outputs"
+            )
+        layers.append(Layer(weight, np.ascontiguousarray(bias)))
+    return layers
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"\d+|\D+", name)
+
+
+def logits(layers: Sequence[Layer], inputs: np.ndarray) -> np.ndarray:
+    """Outputs `[N, classes]` of inputs `[N, …]` float32, in the clear."""
+    network = _network(layers)
+    return training.predict(network, np.ascontiguousarray(inputs, np.float32))
+
+
+def _network(layers: Sequence[Layer]) -> Any:
+    """The same layers as a PyTorch module."""
+    import torch
+
+    modules: list[torch.nn.Module] = []
+    for layer in layers:
+        linear = torch.nn.Linear(*reversed(layer.weight.shape))
+        linear.weight.data, linear.bias.data = torch.from_numpy(layer.weight), torch.from_numpy(layer.bias)
+        modules += [linear, torch.nn.ReLU()]
+    return torch.nn.Sequential(*modules[:-1])
+
+
+def train(source: data.Source, seed: int = 0, epochs: int = 12) -> tuple[list[Layer], float]:
+    """The source's network, 784-500-10, trained on MNIST, and its accuracy on the test images."""
+    import torch
+
+    mnist = data.load("mnist", source)
+    with torch.random.fork_rng():  # initial weights come from PyTorch's global generator, which we leave alone
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(torch.nn.Linear(784, 500), torch.nn.ReLU(), torch.nn.Linear(500, 10))
+    images, test_images = (data.scale(s.images).reshape(-1, 784) for s in (mnist.train, mnist.test))
+    training.train(
+        network, images, mnist.train.labels, epochs=epochs, learning_rate=2e-3, weight_decay=0.05, seed=seed
+    )
+    layers = [
+        Layer(network[place].weight.detach().numpy(), network[place].bias.detach().numpy()) for place in (0, 2)
+    ]
+    return layers, training.accuracy(network, test_images, mnist.test.labels)
+
+
+def write(path: Path, layers: Sequence[Layer], about: Mapping[str, str]) -> None:
+    """Write layers as `fc1.weight`, `fc1.bias`, … to a safetensors file, with a note of what they are."""
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for number, layer in enumerate(layers, 1):
+        tensors |= {f"fc{number}.weight": layer.weight, f"fc{number}.bias": layer.bias}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(about))

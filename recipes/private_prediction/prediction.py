@@ -1,0 +1,449 @@
+"""The recipe's experiment: encrypted prediction of test images, counted, timed and held against plaintext."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from recipes import data, parties
+from recipes.private_prediction import costs, mlp, roles
+from recipes.private_prediction.protocol import Reveal
+from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAN = (0.5, 1000.0)
+"""Round trip in milliseconds and megabits a second of a local network."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to predict, and how."""
+
+    data: data.Source = "auto"
+    """Where images come from: the real data set, stand-ins drawn here, or whichever can be had."""
+    dataset: data.Name = "mnist"
+    """The data set whose test images the client has."""
+    model: str = mlp.SHIPPED
+    """The network's weights: a .safetensors file or a PyTorch state dict, of fully connected layers."""
+    images: int = 1000
+    """How many test images, from the first."""
+    batch: int = 1000
+    """Images a query."""
+    comparison: Literal["tables", "fss"] = "tables"
+    """Shared truth tables (least work and bytes) or function secret sharing (two rounds fewer)."""
+    reveal: Reveal = "label"
+    """What the client learns of each image; at the server, the most that it may learn."""
+    fraction_bits: int = 16
+    """Bits after the point of inputs and weights, 4 to 20."""
+    mean: float = 0.0
+    """Subtracted from pixels in [0, 1]; networks that were trained so need it (MNIST: 0.1307)."""
+    std: float = 1.0
+    """What pixels less `mean` are divided by (MNIST: 0.3081)."""
+    round_trip: float = 50.0
+    """Milliseconds there and back, of the network for which the time is projected."""
+    bandwidth: float = 100.0
+    """Megabits a second each way, of that network."""
+    imitate: bool = False
+    """Predict once more with every message held up as on that network, to check the projection."""
+    datasite: bool = False
+    """Predict the same through a PySyft datasite, too: remote execution under approval, about 25 s."""
+    train: bool = False
+    """Train the network that comes with the recipe anew, write its weights, and predict with it."""
+    role: Literal["all", "client", "server", "provider"] = "all"
+    """All three, each a process of its own on this machine; or only this one, here."""
+    client: str = "127.0.0.1:7841"
+    """Address of the client, host:port (for --role, like all that follow)."""
+    server: str = "127.0.0.1:7842"
+    """Address of the server."""
+    provider: str = "127.0.0.1:7843"
+    """Address of the provider."""
+    secret_file: Path | None = None
+    """A file with the secret that all three share, at least 16 bytes."""
+    certificate: Path | None = None
+    """This role's certificate (PEM), which names the role as a DNS name; together with --key and --authority."""
+    key: Path | None = None
+    """The certificate's private key (PEM)."""
+    authority: Path | None = None
+    """The certificate that signed those of all roles (PEM)."""
+    wait: float = 120.0
+    """Seconds to wait for the other roles."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 4 <= self.fraction_bits <= 20:
+            raise ValueError(f"fraction_bits must be from 4 to 20, not {self.fraction_bits}")
+        for name in ("std", "bandwidth", "wait"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean must be a number, not {self.mean}")
+        if not 0 <= self.round_trip <= 10_000:
+            raise ValueError(f"round_trip must be from 0 to 10000 milliseconds, not {self.round_trip}")
+        if self.train and (self.role != "all" or self.model != mlp.SHIPPED):
+            raise ValueError(f"train writes {mlp.SHIPPED}: it goes with no other --model, and with no --role")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out, over all images."""
+
+    images: int
+    accuracy: float
+    """Share of images whose encrypted prediction is the true label."""
+    plaintext_accuracy: float
+    """The same for the network in the clear, float32."""
+    agreement: int
+    """Images whose encrypted label is the plaintext one."""
+    disagreements: tuple[tuple[int, int, int, float], ...]
+    """The others: image, label in the clear, encrypted label, gap between the two logits in the clear."""
+    max_logit_error: float
+    """Largest difference of a logit from the one in the clear, in a session that reveals logits."""
+    rounds_online: int
+    """Messages one after the other in one query."""
+    bytes_online: int
+    """Between client and server, in all queries; weights not included."""
+    bytes_offline: int
+    """From the provider, in all queries; seeds included."""
+    bytes_weights: int
+    """From the server to the client, once a session: the masked weights."""
+    seconds_online: float
+    """From the masked inputs to the labels, all queries."""
+    seconds_offline: float
+    """Dealing, and what the parties work out before they know the input."""
+    seconds_total: float
+    """The whole session: weights, offline, online; without the start of the processes."""
+    seconds_lan: float
+    """Projected for one query on a local network, online."""
+    seconds_wan: float
+    """Projected for one query on the network that the config names, online."""
+    seconds_imitated: float | None
+    """Measured for one query with messages held up as on that network, None if that was not asked for."""
+    reveal: str
+    model: str
+    data: str
+    """Which data were used: real or embedded."""
+    datasite_agreement: int | None
+    """Images whose label the PySyft datasite gives as the plaintext one, None if it was not asked."""
+    datasite_seconds: float | None
+    queries: int
+    steps: dict[str, dict[str, float]]
+    """By step: rounds, bytes from client, server and provider as counted, and seconds, all queries."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a role says that played by itself."""
+
+    role: str
+    images: int
+    bytes_sent: int
+    seconds: float
+    accuracy: float | None = None
+    """At the client: share of images whose encrypted prediction is the true label."""
+
+
+def run(config: Config) -> Result | Report:
+    """Play all three roles in processes of their own, or one role in this one.
+
+    Raises:
+        ValueError: bad weights, flags that do not fit together, or inputs that the network does not take.
+        PartyLost: a process died.
+    """
+    if config.role != "all":
+        from recipes.private_prediction import alone
+
+        return alone.run(config)
+    if config.train:
+        _train(config)
+    layers = mlp.read(config.model)
+    source = _available(config)
+    config = dataclasses.replace(config, data=source)
+    inputs, labels = client_images(config)
+    expected = mlp.logits(layers, _check_inputs(inputs, layers, config))
+    offered = server_terms(layers, config)  # what does not fit is found before anybody starts
+    played = _session(config)
+    exact = _session(dataclasses.replace(config, reveal="logits"))
+    slow = _session(config, line(config)) if config.imitate else None
+    logits = np.array(exact[CLIENT]["revealed"])
+    revealed = np.array(played[CLIENT]["revealed"])
+    predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
+    plain = expected.argmax(axis=1)
+    return Result(
+        images=len(inputs),
+        accuracy=float(np.mean(predicted == labels)),
+        plaintext_accuracy=float(np.mean(plain == labels)),
+        agreement=int(np.sum(predicted == plain)),
+        disagreements=_disagreements(expected, plain, predicted),
+        max_logit_error=float(np.abs(logits - expected).max()),
+        reveal=config.reveal,
+        model=config.model,
+        data=source,
+        **_counted(config, offered, played),
+        seconds_imitated=slow and slow[CLIENT]["online"] / slow[CLIENT]["queries"],
+        **_datasite(config, layers, inputs, plain),
+    )
+
+
+def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The client's inputs `[N, pixels]` float32, normalised, and their labels `[N]`, which stay with it."""
+    dataset = data.load(config.dataset, config.data)
+    if config.images > len(dataset.test):
+        raise ValueError(
+            f"images must be at most {len(dataset.test)}, the test images of {dataset.source} {config.dataset}, "
+            f"not {config.images}"
+        )
+    images = data.scale(dataset.test.images[: config.images])
+    inputs = ((images - np.float32(config.mean)) / np.float32(config.std)).reshape(len(images), -1)
+    return inputs, dataset.test.labels[: config.images]
+
+
+def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:
+    """What the server announces: scales for the whole range of normalised pixels."""
+    lowest, highest = (float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1))
+    return roles.terms(layers, config.fraction_bits, lowest, highest, config.reveal)
+
+
+def play(network: parties.Network, settings: dict[str, Any]) -> dict[str, Any]:
+    """One role's part, in a process of its own, from a config as JSON holds it."""
+    import torch
+
+    torch.set_num_threads(1)  # two parties, two cores
+    config = Config(**settings)
+    if network.role == PROVIDER:
+        return roles.provide(network)
+    if network.role == SERVER:
+        layers = mlp.read(config.model)
+        return roles.answer(network, layers, server_terms(layers, config))
+    inputs, _ = client_images(config)
+    order = roles.Order(config.comparison, config.reveal)
+    with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
+        answers = roles.ask(network, inputs, config.batch, order, lambda done: bar.update(done - bar.n))
+    return {"revealed": answers.revealed.tolist(), **answers.report}
+
+
+def _available(config: Config) -> Literal["real", "embedded"]:
+    """Which data there are; decided once, so that all processes have the same."""
+    return data.load(config.dataset, config.data).source
+
+
+def _check_inputs(inputs: np.ndarray, layers: Sequence[mlp.Layer], config: Config) -> np.ndarray:
+    takes = layers[0].weight.shape[1]
+    if inputs.shape[1] != takes:
+        raise ValueError(
+            f"{config.model} takes {takes} inputs, and images of {config.dataset} have {inputs.shape[1]} numbers: "
+            "name another --dataset"
+        )
+    return inputs
+
+
+def _session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
+    """All three roles as processes; each is told what it needs to know, and no secret of another."""
+    images = {name: getattr(config, name) for name in ("data", "dataset", "images", "batch", "comparison")}
+    scaling = {name: getattr(config, name) for name in ("mean", "std", "reveal")}
+    weights = {"model": config.model, "fraction_bits": config.fraction_bits}
+    settings = {CLIENT: images | scaling, SERVER: scaling | weights, PROVIDER: {}}
+    return parties.run_processes(play, settings, line)
+
+
+def line(config: Config) -> parties.Line:
+    """The connection for which the time is projected."""
+    return parties.Line(config.round_trip / 2000, config.bandwidth * 1e6 / 8)
+
+
+def _disagreements(
+    expected: np.ndarray, plain: np.ndarray, predicted: np.ndarray
+) -> tuple[tuple[int, int, int, float], ...]:
+    return tuple(
+        (int(i), int(plain[i]), int(predicted[i]), float(expected[i, plain[i]] - expected[i, predicted[i]]))
+        for i in np.flatnonzero(plain != predicted)
+    )
+
+
+def _counted(config: Config, offered: roles.Terms, played: dict[str, Any]) -> dict[str, Any]:
+    """Rounds, bytes and seconds, as the processes counted them."""
+    client, server, provider = (played[role] for role in roles.ROLES)
+    steps = {
+        step: {
+            "rounds": rounds,
+            "client_bytes": sent,
+            "server_bytes": server["steps"][step][1],
+            "provider_bytes": provider["steps"].get("seeds" if step == "weights" else step, [0, 0])[1],
+            "seconds": seconds,
+        }
+        for step, (rounds, sent, seconds) in client["steps"].items()
+    }
+    queries = client["queries"]
+    working = [step for name, step in steps.items() if name != "weights"]
+    first = costs.query(offered.scales, min(config.batch, config.images), config.comparison, config.reveal)
+    computing = client["online"] / queries
+    networks = {"lan": LAN, "wan": (config.round_trip, config.bandwidth)}
+    return {
+        "queries": queries,
+        "steps": steps,
+        "rounds_online": int(sum(step["rounds"] for step in working)) // queries,
+        "bytes_online": sum(step["client_bytes"] + step["server_bytes"] for step in working),
+        "bytes_offline": sum(step["provider_bytes"] for step in steps.values()),
+        "bytes_weights": steps["weights"]["server_bytes"],
+        "seconds_online": client["online"],
+        "seconds_offline": client["offline"],
+        "seconds_total": client["total"],
+        **{
+            f"seconds_{name}": costs.projected(first, computing, trip / 1e3, width * 1e6 / 8)
+            for name, (trip, width) in networks.items()
+        },
+    }
+
+
+def _datasite(
+    config: Config, layers: Sequence[mlp.Layer], inputs: np.ndarray, plain: np.ndarray
+) -> dict[str, Any]:
+    if not config.datasite:
+        return {"datasite_agreement": None, "datasite_seconds": None}
+    from recipes.private_prediction import datasite
+
+    report = datasite.predict([(layer.weight, layer.bias) for layer in layers], inputs)
+    return {
+        "datasite_agreement": int(np.sum(report.labels == plain)),
+        "datasite_seconds": report.seconds,
+    }
+
+
+def describe(result: Result | Report) -> str:
+    """The result in words, for a terminal."""
+    if isinstance(result, Report):
+        said = f"{result.role}: {result.images:,} images in {result.seconds:.3g} s, {result.bytes_sent:,} bytes sent"
+        return said if result.accuracy is None else f"{said}, accuracy {result.accuracy:.2%}"
+    each = result.seconds_online / result.queries
+    lines = [
+        f"data: {'MNIST-like stand-ins (embedded)' if result.data == 'embedded' else 'test images (real)'}",
+        f"{result.images:,} images, encrypted: {result.accuracy:.2%} right; in the clear {result.plaintext_accuracy:.2%}",
+        f"label as in the clear: {result.agreement:,} of {result.images:,}",
+        *(
+            f"  image {image}: {clear} in the clear, {encrypted} encrypted, logits {gap:.2g} apart"
+            for image, clear, encrypted, gap in result.disagreements
+        ),
+        f"largest logit error, in a session that reveals logits: {result.max_logit_error:.2g}",
+        "",
+        f"{'step':<10}{'rounds':>8}{'client':>14}{'server':>14}{'provider':>16}  bytes",
+    ]
+    lines += [
+        f"{name:<10}{step['rounds']:>8,}{step['client_bytes']:>14,}{step['server_bytes']:>14,}"
+        f"{step['provider_bytes']:>16,}"
+        for name, step in result.steps.items()
+    ]
+    lines += [
+        "",
+        f"a query: {result.rounds_online} rounds, {each:.3g} s online here; on a local network {result.seconds_lan:.3g} s, "
+        f"on the one that you named {result.seconds_wan:.3g} s",
+        f"all: {result.seconds_online:.3g} s online, {result.seconds_offline:.3g} s offline, "
+        f"{result.seconds_total:.3g} s the session",
+    ]
+    if result.seconds_imitated is not None:
+        lines.append(f"that network imitated: {result.seconds_imitated:.3g} s a query")
+    if result.datasite_agreement is not None:
+        lines.append(
+            f"PySyft datasite, under approval: label as in the clear for {result.datasite_agreement:,} of "
+            f"{result.images:,}, {result.datasite_seconds:.3g} s; its owner saw the images"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: Result) -> Figure:
+    """Who sends how many bytes in which step, and how long a query takes where."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    steps = list(result.steps)
+    for place, role in enumerate(roles.ROLES):
+        heights = [result.steps[step][f"{role}_bytes"] / result.images for step in steps]
+        left.bar(np.arange(len(steps)) + 0.27 * (place - 1), heights, 0.25, label=f"from the {role}")
+    left.set(yscale="log", ylabel="bytes an image", title=f"What is sent for {result.images:,} images")
+    left.set_xticks(np.arange(len(steps)), [f"{s}\n(once)" if s == "weights" else s for s in steps])
+    left.legend(frameon=False)
+    times = {
+        "here": result.seconds_online / result.queries,
+        "local\nnetwork": result.seconds_lan,
+        "wide\nnetwork": result.seconds_wan,
+    }
+    bars = right.bar(list(times), list(times.values()), color="tab:grey")
+    right.bar_label(bars, [f"{seconds:.3g} s" for seconds in times.values()])
+    right.set(ylabel="seconds a query, online", title=f"{result.rounds_online} rounds a query; networks projected")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _train(config: Config) -> None:
+    """Rewrite the weights that come with the recipe.
+
+    Raises:
+        ValueError: only stand-ins are at hand; the network that is shipped is one of real digits.
+    """
+    from recipes import cards
+    from recipes.files import shipped
+
+    mnist = data.load("mnist", config.data)
+    if mnist.source != "real":
+        raise ValueError("train needs the real MNIST: the network that comes with the recipe is one of real digits")
+    with cards.Stopwatch() as watch:
+        layers, accuracy = mlp.train("real")
+    about = {
+        "network": "784-500-10, ReLU, of MNIST pixels in [0, 1]",
+        "test_accuracy": f"{accuracy:.4f}",
+        "data": mnist.digest(),
+        "cpu_seconds": f"{watch.cpu:.0f}",
+        "command": "python -m recipes.private_prediction --train",
+    }
+    mlp.write(shipped("models", Path(mlp.SHIPPED).name), layers, about)
+
+
+def main() -> None:
+    """Run the recipe from the command line."""
+    from recipes import cards, command_line
+
+    everything = Config(images=10_000)
+    plan = cards.Plan(
+        recipe="private_prediction",
+        number=3,
+        question="Can a server classify images that it cannot see, with a network that its client cannot see?",
+        dataset="mnist",
+        benchmark=True,
+        experiments=(
+            cards.Experiment(
+                "all test images",
+                everything,
+                shown=("accuracy", "agreement", "max_logit_error", "rounds_online", "bytes_online"),
+                source="0.9742",
+            ),
+            cards.Experiment(
+                "the same by function secret sharing",
+                dataclasses.replace(everything, comparison="fss"),
+                shown=("accuracy", "agreement", "rounds_online", "bytes_online"),
+            ),
+            cards.Experiment(
+                "one image, 50 ms there and back, imitated",
+                Config(images=1, comparison="fss", imitate=True),
+                shown=("seconds_wan", "seconds_imitated", "rounds_online"),
+            ),
+            cards.Experiment(
+                "through a PySyft datasite, whose owner sees the images",
+                Config(datasite=True),
+                shown=("datasite_agreement", "datasite_seconds"),
+            ),
+        ),
+    )
+    profiles = {"quick": Config(), "full": Config(images=10_000, datasite=True)}
+    command_line.main("private_prediction", run, plot, describe, profiles, plan)

@@ -1,0 +1,406 @@
+"""Linear layers, ReLU and argmax on masked and shared numbers, in the order in which a query runs.
+
+A number x is *masked* if both parties know x + r, and have shares of the mask r; it is *shared* if
+each has a summand of it. Masks are used once. All of it is modulo 2**64, or a smaller power of two.
+
+    x + r, w + s  masked    ->  x w    shared   (x + r)(w + s - s) - r (w + s) + r s, each party its part of it
+    z             shared    ->  z + r  masked   one round: each tells the other its share, masked
+    z + r         masked    ->  z > 0  masked   a `comparison` of z + r, known, with r, unknown, and a round
+    both          masked    ->  relu   shared   looked up in a table of four products of masks
+
+What a party sends is its share of a number plus its share of a mask used for nothing else.
+Weights are masked once a session; what does not depend on the input is worked out beforehand.
+(Masked evaluation: Ben-Efraim, Nielsen, Omri, "Turbospeedz", ACNS 2019; lifting to a larger ring by the
+mask's top bit: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from recipes.private_prediction import ring
+from recipes.private_prediction.comparison import PROTOCOLS, Comparison
+from recipes.private_prediction.mlp import Layer
+from recipes.private_prediction.randomness import CLIENT, PARTIES, SERVER, Dealer, Source
+from recipes.private_prediction.scales import Scale
+
+Reveal = Literal["label", "logits"]
+
+
+class Tally:
+    """What a role has sent in each step of a protocol, and how long the step took."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self.rounds = 0
+        self.steps: dict[str, list[float]] = {}
+        """By step: rounds, bytes sent to the other party and the provider, seconds."""
+        self.skip()
+
+    def skip(self) -> None:
+        """Begin anew: what happened since the last step belongs to none."""
+        self._last = self._now()
+
+    def mark(self, step: str) -> None:
+        """All since the last call belongs to this step."""
+        now = self._now()
+        counted = self.steps.setdefault(step, [0, 0, 0.0])
+        for place, (value, before) in enumerate(zip(now, self._last, strict=True)):
+            counted[place] += value - before
+        self._last = now
+
+    def _now(self) -> tuple[int, int, float]:
+        return self.rounds, sum(self._network.sent.values()), time.perf_counter()
+
+
+class Party:
+    """One of the two that compute: what it sends, and rounds."""
+
+    def __init__(self, network: Any, source: Source, comparison: str) -> None:
+        self.role: str = network.role
+        self.index = PARTIES.index(self.role)
+        self.other = PARTIES[1 - self.index]
+        self.network, self.source = network, source
+        self.comparison: Comparison = PROTOCOLS[comparison]()
+        self.tally = Tally(network)
+
+    def open_words(self, share: np.ndarray, bits: int) -> np.ndarray:
+        """One round: the sum of both parties' shares, modulo 2**bits."""
+        received = self._swap(ring.to_bytes(share, bits))
+        return ring.lowest(share + ring.from_bytes(received, bits, share.shape), bits)
+
+    def open_small(self, share: np.ndarray) -> np.ndarray:
+        """The same for shares of a smaller unsigned type, modulo its range."""
+        return share + np.frombuffer(self._swap(share.tobytes()), share.dtype).reshape(share.shape)
+
+    def open_planes(self, share: np.ndarray) -> np.ndarray:
+        """The same for bits, which add up by XOR."""
+        return share ^ np.frombuffer(self._swap(share.tobytes()), np.uint8).reshape(share.shape)
+
+    def tell(self, message: bytes) -> None:
+        """A round in which only this party speaks."""
+        self.tally.rounds += 1
+        self.network.send({self.other: message})
+
+    def listen(self) -> bytes:
+        """A round in which only the other party speaks."""
+        self.tally.rounds += 1
+        return self.network.receive(self.other)
+
+    def _swap(self, message: bytes) -> bytes:
+        self.tally.rounds += 1
+        return self.network.exchange({self.other: message})[self.other]
+
+
+# ---- weights, once a session
+
+
+@dataclass
+class WeightMasks:
+    """What the provider knows of a layer."""
+
+    scale: Scale
+    weight: np.ndarray
+    """`[inputs, outputs]` uint64."""
+
+
+@dataclass
+class SharedLayer:
+    """What a party knows of a layer."""
+
+    scale: Scale
+    masked: np.ndarray
+    """weight + mask `[inputs, outputs]` uint64, known to both."""
+    share: np.ndarray
+    """This party's share of the weight, `[inputs, outputs]` uint64."""
+    bias: np.ndarray
+    """This party's share of the bias, `[outputs]` uint64."""
+
+
+def deal_weights(source: Dealer, scales: Sequence[Scale]) -> list[WeightMasks]:
+    """The provider's part: it knows the masks, and draws those of the biases for the parties' sake."""
+    masks = []
+    for scale in scales:
+        masks.append(WeightMasks(scale, source.mask_of(SERVER, scale.inputs, scale.outputs)[0]))
+        source.mask_of(SERVER, scale.outputs)
+    return masks
+
+
+def share_weights(
+    party: Party, scales: Sequence[Scale], layers: Sequence[Layer] | None
+) -> list[SharedLayer]:
+    """Mask the server's weights, and tell the client; from then on both have shares of them.
+
+    Args:
+        layers: the network at the server, None at the client.
+    """
+    shared = []
+    for number, scale in enumerate(scales):
+        weight_share, weight_mask = party.source.mask_of(SERVER, scale.inputs, scale.outputs)
+        bias_share, bias_mask = party.source.mask_of(SERVER, scale.outputs)
+        bits = scale.ring_bits
+        if layers is not None:
+            weight = ring.encode(layers[number].weight.T, scale.weight_bits) + weight_mask
+            bias = ring.encode(layers[number].bias, scale.input_fraction_bits + scale.weight_bits) + bias_mask
+            message = ring.to_bytes(weight, bits) + ring.to_bytes(bias, bits)
+            party.tell(message)
+        else:
+            message = party.listen()
+        numbers = ring.from_bytes(message, bits, ((scale.inputs + 1) * scale.outputs,))
+        weight, bias = numbers[: -scale.outputs].reshape(scale.inputs, scale.outputs), numbers[-scale.outputs :]
+        known = np.uint64(party.index == 0)  # what both know counts once
+        shared.append(
+            SharedLayer(scale, weight, known * weight - weight_share, known * bias - bias_share)
+        )
+    return shared
+
+
+# ---- material, before each query
+
+
+@dataclass
+class SignMaterial:
+    """For the signs of n numbers of `bits` bits."""
+
+    bits: int
+    mask: np.ndarray
+    """`[n]` uint64: shares of a mask modulo 2**bits; at the provider the mask."""
+    comparison: Any
+    flip: np.ndarray
+    """A plane; signs are opened XOR `flip`, XOR the mask's top bit."""
+
+
+@dataclass
+class LayerMaterial:
+    """A party's material for one layer of one query."""
+
+    constant: np.ndarray
+    """`[batch, outputs]` uint64: all of the product that does not depend on the input."""
+    input_mask: np.ndarray
+    """`[batch, inputs]` uint64: a share, or at the client the whole mask of the query's input."""
+    sign: SignMaterial | None = None
+    sign_mask: np.ndarray | None = None
+    """`[n]`: shares of the masks of the signs, in the ring in which they are summed up."""
+    products: np.ndarray | None = None
+    """`[4, n]` uint64: ReLU's table. Row 2 p + e: of (sign) * (mask, lifted), if the masked sign is p
+    and the masked number's top bit is 1 - e."""
+    rank_mask: np.ndarray | None = None
+    """`[batch, classes]`: shares of masks of ranks."""
+    rank_table: np.ndarray | None = None
+    """`[batch, classes, 2**bits]`: shares of the class where a masked rank is the highest, of 0 elsewhere."""
+
+
+def deal(
+    source: Source,
+    comparison: Comparison,
+    layers: Sequence[Any],
+    batch: int,
+    reveal: Reveal,
+    mark: Callable[[str], None],
+) -> list[LayerMaterial]:
+    """All material of a query, layer by layer, each with one message from the provider to each party.
+
+    Args:
+        layers: `WeightMasks` at the provider, `SharedLayer` at a party.
+        mark: told after each layer which it was.
+    """
+    materials = []
+    for number, layer in enumerate(layers):
+        scale = layer.scale
+        with source.delivery():
+            if number:
+                mask = whole = source.mask(batch, scale.inputs)
+            else:
+                mask, whole = source.mask_of(CLIENT, batch, scale.inputs)
+            product = source.share(
+                (batch, scale.outputs), lambda mask=mask, layer=layer: ring.product(mask, layer.weight)
+            )
+            constant = mask if product is None else product - ring.product(mask, layer.masked) + layer.bias
+            material = LayerMaterial(constant, mask if whole is None else whole)
+            if number < len(layers) - 1:
+                _deal_relu(source, comparison, batch * scale.outputs, scale.word_bits, material)
+            elif reveal == "label":
+                _deal_argmax(source, comparison, batch, scale, material)
+            materials.append(material)
+        mark(f"layer {number + 1}")
+    return materials
+
+
+def _deal_sign(
+    source: Source, comparison: Comparison, numbers: int, bits: int
+) -> tuple[SignMaterial, np.ndarray | None]:
+    """Material, and at the provider the mask of the sign, `[n]` uint64 of 0 and 1."""
+    mask = ring.lowest(source.mask(numbers), bits)
+    material = comparison.deal(source, numbers, bits - 1, ring.lowest(mask, bits - 1))
+    flip = source.mask_planes(1, numbers)[0]
+    sign_mask = None
+    if isinstance(source, Dealer):
+        sign_mask = ring.unpacked(flip, (numbers,)) ^ (mask >> np.uint64(bits - 1))
+    return SignMaterial(bits, mask, material, flip), sign_mask
+
+
+def _deal_relu(
+    source: Source, comparison: Comparison, numbers: int, bits: int, material: LayerMaterial
+) -> None:
+    material.sign, sign_mask = _deal_sign(source, comparison, numbers, bits)
+    mask = material.sign.mask
+
+    def products() -> np.ndarray:
+        lifted = mask - ((mask >> np.uint64(bits - 1)) << np.uint64(bits))  # if x + mask wrapped around
+        rows = np.stack([mask, lifted])
+        positive = sign_mask * rows
+        return np.concatenate([positive, rows - positive])
+
+    material.sign_mask = source.share((numbers,), lambda: sign_mask)
+    material.products = source.share((4, numbers), products)
+
+
+def _deal_argmax(
+    source: Source, comparison: Comparison, batch: int, scale: Scale, material: LayerMaterial
+) -> None:
+    classes, kind = scale.outputs, rank_type(scale.outputs)
+    material.sign, sign_mask = _deal_sign(source, comparison, batch * pairs(classes), scale.word_bits)
+    material.sign_mask = source.share((batch, pairs(classes)), lambda: _as(sign_mask, kind, batch), kind)
+    material.rank_mask = mask = source.mask(batch, classes, dtype=kind)
+    size = rank_values(classes)
+
+    def table() -> np.ndarray:
+        winner = (mask + kind(classes - 1)) & kind(size - 1)
+        return (np.arange(size, dtype=kind) == winner[..., None]) * np.arange(classes, dtype=kind)[:, None]
+
+    material.rank_table = source.share((batch, classes, size), table, kind)
+
+
+def _as(words: np.ndarray, kind: Any, batch: int) -> np.ndarray:
+    return words.astype(kind).reshape(batch, -1)
+
+
+def pairs(classes: int) -> int:
+    """How many pairs of classes there are."""
+    return classes * (classes - 1) // 2
+
+
+def rank_type(classes: int) -> Any:
+    """The unsigned type of ranks and labels."""
+    return np.uint8 if classes <= 256 else np.uint16
+
+
+def rank_values(classes: int) -> int:
+    """Ranks are masked modulo this power of two."""
+    return 1 << (classes - 1).bit_length()
+
+
+# ---- a query
+
+
+def evaluate(
+    party: Party,
+    layers: Sequence[SharedLayer],
+    materials: Sequence[LayerMaterial],
+    inputs: np.ndarray | None,
+    reveal: Reveal,
+) -> np.ndarray | None:
+    """The network on a batch; labels `[batch]` or logits `[batch, classes]` float64 at the client.
+
+    Args:
+        inputs: `[batch, inputs]` float at the client, None at the server.
+    """
+    party.tally.skip()
+    public = open_input(party, layers[0].scale, materials[0], inputs)
+    party.tally.mark("input")
+    for number, (layer, material) in enumerate(zip(layers, materials, strict=True)):
+        share = ring.product(public, layer.share) + material.constant
+        share = ring.drop(share, layer.scale.drop_bits, party.index)
+        if number < len(layers) - 1:
+            following = materials[number + 1].input_mask
+            active = relu(party, share.ravel(), material).reshape(share.shape)
+            public = party.open_words(active + following, layers[number + 1].scale.ring_bits)
+        party.tally.mark(f"layer {number + 1}")
+    if reveal == "label":
+        revealed = reveal_label(party, share, material)
+    else:
+        revealed = reveal_logits(party, share, layer.scale)
+    party.tally.mark(reveal)
+    return revealed
+
+
+def open_input(
+    party: Party, scale: Scale, material: LayerMaterial, inputs: np.ndarray | None
+) -> np.ndarray:
+    """The client's inputs, masked, as both know them."""
+    bits, shape = scale.ring_bits, material.input_mask.shape
+    if inputs is None:
+        return ring.from_bytes(party.listen(), bits, shape)
+    public = ring.lowest(ring.encode(inputs, scale.input_fraction_bits) + material.input_mask, bits)
+    party.tell(ring.to_bytes(public, bits))
+    return public
+
+
+def sign(party: Party, share: np.ndarray, material: SignMaterial) -> tuple[np.ndarray, np.ndarray]:
+    """Open n shared numbers, masked, and where they are not negative, masked.
+
+    Returns:
+        number + mask `[n]` uint64, and a plane of [number >= 0] XOR its mask.
+    """
+    bits = material.bits
+    public = party.open_words(share + material.mask, bits)
+    less = party.comparison.less(party, ring.lowest(public, bits - 1), bits - 1, material.comparison)
+    top = np.packbits((public >> np.uint64(bits - 1)).astype(np.uint8), bitorder="little")
+    return public, ~(party.open_planes(less ^ material.flip) ^ top)
+
+
+def relu(party: Party, share: np.ndarray, material: LayerMaterial) -> np.ndarray:
+    """Shares modulo 2**64 of max(x, 0), from shares of x `[n]` modulo 2**word_bits."""
+    public, plane = sign(party, share, material.sign)
+    positive = ring.unpacked(plane, public.shape)  # masked
+    not_top = (public >> np.uint64(material.sign.bits - 1)) == 0
+    rows = material.products
+    product = np.where(positive, np.where(not_top, rows[3], rows[2]), np.where(not_top, rows[1], rows[0]))
+    return public * _unmask(party, positive, material.sign_mask) - product
+
+
+def _unmask(party: Party, masked: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Shares of a bit, from the bit XOR a mask and shares of the mask, of the same unsigned type."""
+    return np.where(masked, masked.dtype.type(party.index == 0) - mask, mask)
+
+
+def reveal_label(party: Party, share: np.ndarray, material: LayerMaterial) -> np.ndarray | None:
+    """To the client the class `[batch]` int64 with the largest logit, the first one if there are two.
+
+    Every class is compared with every other; the one that wins all has the highest rank.
+    """
+    batch, classes = share.shape
+    kind = rank_type(classes)
+    first, second = np.triu_indices(classes, 1)
+    _, plane = sign(party, (share[:, first] - share[:, second]).ravel(), material.sign)
+    masked = ring.unpacked(plane, (batch, len(first))).astype(kind)
+    wins = _unmask(party, masked, material.sign_mask)  # of the first of each pair
+    losses = kind(party.index == 0) - wins
+    ranks = np.stack(
+        [
+            wins[:, first == one].sum(axis=1, dtype=kind) + losses[:, second == one].sum(axis=1, dtype=kind)
+            for one in range(classes)
+        ],
+        axis=1,
+    )
+    opened = party.open_small(ranks + material.rank_mask) & kind(rank_values(classes) - 1)
+    chosen = np.take_along_axis(material.rank_table, opened[..., None].astype(np.int64), axis=2)
+    label = chosen.sum(axis=(1, 2), dtype=kind)
+    if party.role == SERVER:
+        party.tell(label.tobytes())
+        return None
+    return (label + np.frombuffer(party.listen(), kind)).astype(np.int64)
+
+
+def reveal_logits(party: Party, share: np.ndarray, scale: Scale) -> np.ndarray | None:
+    """To the client the logits."""
+    if party.role == SERVER:
+        party.tell(ring.to_bytes(share, scale.word_bits))
+        return None
+    words = share + ring.from_bytes(party.listen(), scale.word_bits, share.shape)
+    return ring.decode(words, scale.fraction_bits, scale.word_bits)

@@ -1,0 +1,210 @@
+"""The session that client, server and provider hold: who says what to whom, and when.
+
+    server    -> both       the network's sizes and scales, and what it lets be revealed
+    client    -> both       which comparison it wants, and what is to be revealed
+    provider  -> both       seeds
+    server    -> client     the masked weights
+    then for every query:
+    client    -> both       how many images
+    provider  -> both       what the seeds do not give
+    server    -> client     ready
+    client   <-> server     the query (`protocol.evaluate`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recipes.private_prediction import protocol
+from recipes.private_prediction.comparison import PROTOCOLS
+from recipes.private_prediction.mlp import Layer
+from recipes.private_prediction.randomness import CLIENT, PARTIES, PROVIDER, SERVER, Dealer, Dealt
+from recipes.private_prediction.scales import Scale, scales
+
+ROLES = (CLIENT, SERVER, PROVIDER)
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the server announces."""
+
+    scales: tuple[Scale, ...]
+    lowest: float
+    """Inputs must not be smaller than this."""
+    highest: float
+    """… and not greater than this."""
+    reveal: protocol.Reveal
+    """The most that the server lets the client learn: logits include the label."""
+
+    def message(self) -> bytes:
+        """For the other roles."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}).encode()
+
+    @classmethod
+    def of_message(cls, message: bytes) -> Terms:
+        """What the server said.
+
+        Raises:
+            ValueError: it speaks another version of this protocol.
+        """
+        said = json.loads(message)
+        if said.pop("version", None) != VERSION:
+            raise ValueError(f"the server does not speak version {VERSION} of this protocol")
+        return cls(**{**said, "scales": tuple(Scale(**scale) for scale in said["scales"])})
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the client asks for."""
+
+    comparison: str
+    reveal: protocol.Reveal
+
+    def message(self) -> bytes:
+        """For the other roles."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def of_message(cls, message: bytes) -> Order:
+        """What the client said.
+
+        Raises:
+            ValueError: there is no such comparison.
+        """
+        order = cls(**json.loads(message))
+        if order.comparison not in PROTOCOLS or order.reveal not in ("label", "logits"):
+            raise ValueError(f"the client asks for {order}, which does not exist")
+        return order
+
+
+def terms(
+    layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: float, reveal: protocol.Reveal
+) -> Terms:
+    """What a server with these layers announces.
+
+    Raises:
+        ValueError: the numbers do not fit the ring, or there is nothing to compare.
+    """
+    if reveal == "label" and len(layers[-1].bias) < 2:
+        raise ValueError("a network with one output has no label: say --reveal logits")
+    return Terms(tuple(scales(layers, fraction_bits, lowest, highest)), lowest, highest, reveal)
+
+
+@dataclass
+class Answers:
+    """What the client has in the end."""
+
+    revealed: np.ndarray
+    """Labels `[N]` int64, or logits `[N, classes]` float64."""
+    report: dict[str, Any]
+    """`steps`: by step rounds, bytes sent and seconds; `queries`; `online`, `offline`, `total`: seconds."""
+
+
+def ask(
+    network: Any, inputs: np.ndarray, batch: int, order: Order, said: Callable[[int], None] = lambda _: None
+) -> Answers:
+    """The client's part.
+
+    Args:
+        network: connections to server and provider (`recipes.parties`).
+        inputs: `[N, inputs]` float32.
+        batch: images a query.
+        said: told after each query how many images are done.
+
+    Raises:
+        ValueError: the inputs are not what the network takes, or the server does not reveal so much.
+    """
+    started = time.perf_counter()
+    offered = Terms.of_message(network.receive(SERVER))
+    _check(offered, inputs, order)
+    network.send({role: order.message() for role in (SERVER, PROVIDER)})
+    party = protocol.Party(network, Dealt(CLIENT, lambda: network.receive(PROVIDER)), order.comparison)
+    party.tally.skip()
+    layers = protocol.share_weights(party, offered.scales, None)
+    party.tally.mark("weights")
+    revealed, offline, online = [], 0.0, 0.0
+    for start in range(0, len(inputs), batch):
+        query = inputs[start : start + batch]
+        begun = time.perf_counter()
+        network.send({role: _number(len(query)) for role in (SERVER, PROVIDER)})
+        materials = protocol.deal(
+            party.source, party.comparison, layers, len(query), order.reveal, lambda _: None
+        )
+        network.receive(SERVER)  # it is ready, too
+        ready = time.perf_counter()
+        revealed.append(protocol.evaluate(party, layers, materials, query, order.reveal))
+        offline, online = offline + ready - begun, online + time.perf_counter() - ready
+        said(start + len(query))
+    network.send({role: _number(0) for role in (SERVER, PROVIDER)})
+    report = {"steps": party.tally.steps, "queries": len(revealed), "offline": offline, "online": online}
+    return Answers(np.concatenate(revealed), {**report, "total": time.perf_counter() - started})
+
+
+def answer(network: Any, layers: Sequence[Layer], offered: Terms) -> dict[str, Any]:
+    """The server's part; what it sent in every step, and how many images it has seen masked.
+
+    Raises:
+        ValueError: the client asks for more than is revealed.
+    """
+    network.send({role: offered.message() for role in (CLIENT, PROVIDER)})
+    order = Order.of_message(network.receive(CLIENT))
+    if order.reveal == "logits" != offered.reveal:
+        raise ValueError("the client asks for logits, but this server reveals labels only")
+    party = protocol.Party(network, Dealt(SERVER, lambda: network.receive(PROVIDER)), order.comparison)
+    party.tally.skip()
+    shared = protocol.share_weights(party, offered.scales, layers)
+    party.tally.mark("weights")
+    images = 0
+    while batch := _number_of(network.receive(CLIENT)):
+        materials = protocol.deal(party.source, party.comparison, shared, batch, order.reveal, lambda _: None)
+        network.send({CLIENT: b""})
+        protocol.evaluate(party, shared, materials, None, order.reveal)
+        images += batch
+    return {"steps": party.tally.steps, "images": images}
+
+
+def provide(network: Any, draw: Callable[[int], bytes] = secrets.token_bytes) -> dict[str, Any]:
+    """The provider's part. It learns sizes and scales, and how many images there are."""
+    offered = Terms.of_message(network.receive(SERVER))
+    order = Order.of_message(network.receive(CLIENT))
+    tally = protocol.Tally(network)
+    source = Dealer(network.send, draw)
+    tally.mark("seeds")
+    masks = protocol.deal_weights(source, offered.scales)
+    comparison, images = PROTOCOLS[order.comparison](), 0
+    while batch := _number_of(network.receive(CLIENT)):
+        tally.skip()
+        protocol.deal(source, comparison, masks, batch, order.reveal, tally.mark)
+        images += batch
+    return {"steps": tally.steps, "images": images}
+
+
+def _number(images: int) -> bytes:
+    return images.to_bytes(4, "little")
+
+
+def _number_of(message: bytes) -> int:
+    return int.from_bytes(message, "little")
+
+
+def _check(offered: Terms, inputs: np.ndarray, order: Order) -> None:
+    if order.reveal == "logits" != offered.reveal:
+        raise ValueError("the server reveals labels only: say --reveal label")
+    if inputs.shape[1] != offered.scales[0].inputs:
+        raise ValueError(
+            f"the network takes {offered.scales[0].inputs} inputs, and an image has {inputs.shape[1]} pixels"
+        )
+    if len(inputs) and not (inputs.min() >= offered.lowest and inputs.max() <= offered.highest):
+        raise ValueError(
+            f"inputs lie between {inputs.min():.4g} and {inputs.max():.4g}, but the server takes them from "
+            f"{offered.lowest:.4g} to {offered.highest:.4g}: give both the same --mean and --std"
+        )
