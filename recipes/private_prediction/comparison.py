@@ -159,7 +159,9 @@ def _thermometers(threshold: np.ndarray, bits: int) -> np.ndarray:
     for size in pieces(bits):
         digit, threshold_planes = threshold_planes[:size], threshold_planes[size:]
         is_value = _one_hot(digit)
-        rows.append(np.bitwise_xor.accumulate(is_value[:0:-1])[::-1])  # v < t: t is one of v + 1 …
+        for v in reversed(range(1, len(is_value) - 1)):
+            is_value[v] ^= is_value[v + 1]  # v - 1 < t: t is v, or one of those above
+        rows.append(is_value[1:])
     return np.concatenate(rows)
 
 

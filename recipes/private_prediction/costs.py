@@ -71,12 +71,13 @@ def query(scales: Sequence[Scale], batch: int, comparison: str, reveal: Reveal) 
     first, last = scales[0], scales[-1]
     steps = {"input": Cost(1, _message(batch * first.inputs * first.ring_bits // 8))}
     for number, scale in enumerate(scales, 1):
-        dealt = 2 * HEADER_BYTES + WORD_BYTES * batch * scale.outputs
+        dealt = _message(WORD_BYTES * batch * scale.outputs)
         steps[f"layer {number}"] = Cost(offline=dealt)
         if scale is not last:
             signs = _signs(batch * scale.outputs, scale.word_bits, comparison)
             opened = _message(batch * scale.outputs * scales[number].ring_bits // 8)
-            select = Cost(1, opened, opened, 5 * WORD_BYTES * batch * scale.outputs)
+            words = WORD_BYTES * batch * scale.outputs
+            select = Cost(1, opened, opened, _message(words) + _message(4 * words))
             steps[f"layer {number}"] += signs + select
     if reveal == "logits":
         steps[reveal] = Cost(1, 0, _message(batch * last.outputs * last.word_bits // 8))
@@ -84,7 +85,8 @@ def query(scales: Sequence[Scale], batch: int, comparison: str, reveal: Reveal) 
         size = np.dtype(rank_type(last.outputs)).itemsize
         signs = _signs(batch * pairs(last.outputs), last.word_bits, comparison)
         ranks = _message(size * batch * last.outputs)
-        table = size * batch * (pairs(last.outputs) + last.outputs * rank_values(last.outputs))
+        masks = _message(size * batch * pairs(last.outputs))
+        table = masks + _message(size * batch * last.outputs * rank_values(last.outputs))
         steps[f"layer {len(scales)}"] += Cost(offline=signs.offline + table)
         steps[reveal] = Cost(signs.rounds + 2, signs.client + ranks, signs.server + ranks + _message(size * batch))
     return steps
@@ -103,9 +105,10 @@ def _signs(numbers: int, bits: int, comparison: str) -> Cost:
         count = len(pieces(bits - 1))
         opened = _message((2 * count - 1) * plane)
         tables = sum((1 << size) - 1 for size in pieces(bits - 1))
-        offline = (tables + (1 << count - 1) - 1 + (1 << count) - 1) * plane
+        products = (1 << count - 1) - 1, (1 << count) - 1
+        offline = sum(_message(rows * plane) for rows in (tables, *products))
     else:
-        offline = 2 * 16 * numbers * (max(bits - 1 - LEAF, 0) + 1)
+        offline = 2 * _message(16 * numbers * (max(bits - 1 - LEAF, 0) + 1))
     sent = _message(numbers * bits // 8) + opened + _message(plane)
     return Cost(2 + rounds, sent, sent, offline)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -191,7 +192,7 @@ def run(config: Config) -> Result | Report:
         model=config.model,
         data=source,
         **_counted(config, offered, played),
-        seconds_imitated=slow and slow[CLIENT]["online"] / slow[CLIENT]["queries"],
+        seconds_imitated=slow and fmean(slow[CLIENT]["online"]),
         **_datasite(config, layers, inputs, plain),
     )
 
@@ -284,10 +285,9 @@ def _counted(config: Config, offered: roles.Terms, played: dict[str, Any]) -> di
         }
         for step, (rounds, sent, seconds) in client["steps"].items()
     }
-    queries = client["queries"]
+    queries = len(client["online"])
     working = [step for name, step in steps.items() if name != "weights"]
     first = costs.query(offered.scales, min(config.batch, config.images), config.comparison, config.reveal)
-    computing = client["online"] / queries
     networks = {"lan": LAN, "wan": (config.round_trip, config.bandwidth)}
     return {
         "queries": queries,
@@ -296,11 +296,11 @@ def _counted(config: Config, offered: roles.Terms, played: dict[str, Any]) -> di
         "bytes_online": sum(step["client_bytes"] + step["server_bytes"] for step in working),
         "bytes_offline": sum(step["provider_bytes"] for step in steps.values()),
         "bytes_weights": steps["weights"]["server_bytes"],
-        "seconds_online": client["online"],
-        "seconds_offline": client["offline"],
+        "seconds_online": sum(client["online"]),
+        "seconds_offline": sum(client["offline"]),
         "seconds_total": client["total"],
         **{
-            f"seconds_{name}": costs.projected(first, computing, trip / 1e3, width * 1e6 / 8)
+            f"seconds_{name}": costs.projected(first, fmean(client["online"]), trip / 1e3, width * 1e6 / 8)
             for name, (trip, width) in networks.items()
         },
     }

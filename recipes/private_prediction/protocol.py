@@ -179,8 +179,8 @@ class SignMaterial:
 class LayerMaterial:
     """A party's material for one layer of one query."""
 
-    constant: np.ndarray
-    """`[batch, outputs]` uint64: all of the product that does not depend on the input."""
+    constant: np.ndarray | None
+    """`[batch, outputs]` uint64: all of the product that does not depend on the input; None at the provider."""
     input_mask: np.ndarray
     """`[batch, inputs]` uint64: a share, or at the client the whole mask of the query's input."""
     sign: SignMaterial | None = None
@@ -203,7 +203,7 @@ def deal(
     reveal: Reveal,
     mark: Callable[[str], None],
 ) -> list[LayerMaterial]:
-    """All material of a query, layer by layer, each with one message from the provider to each party.
+    """All material of a query, layer by layer.
 
     Args:
         layers: `WeightMasks` at the provider, `SharedLayer` at a party.
@@ -212,21 +212,24 @@ def deal(
     materials = []
     for number, layer in enumerate(layers):
         scale = layer.scale
-        with source.delivery():
-            if number:
-                mask = whole = source.mask(batch, scale.inputs)
-            else:
-                mask, whole = source.mask_of(CLIENT, batch, scale.inputs)
-            product = source.share(
-                (batch, scale.outputs), lambda mask=mask, layer=layer: ring.product(mask, layer.weight)
-            )
-            constant = mask if product is None else product - ring.product(mask, layer.masked) + layer.bias
-            material = LayerMaterial(constant, mask if whole is None else whole)
-            if number < len(layers) - 1:
-                _deal_relu(source, comparison, batch * scale.outputs, scale.word_bits, material)
-            elif reveal == "label":
-                _deal_argmax(source, comparison, batch, scale, material)
-            materials.append(material)
+        if number:
+            mask = whole = source.mask(batch, scale.inputs)
+        else:
+            mask, whole = source.mask_of(CLIENT, batch, scale.inputs)
+        constant = None
+        if isinstance(layer, SharedLayer):  # before the provider is through
+            constant = layer.bias - ring.product(mask, layer.masked)
+        product = source.share(
+            (batch, scale.outputs), lambda mask=mask, layer=layer: ring.product(mask, layer.weight)
+        )
+        if constant is not None:
+            constant += product
+        material = LayerMaterial(constant, mask if whole is None else whole)
+        if number < len(layers) - 1:
+            _deal_relu(source, comparison, batch * scale.outputs, scale.word_bits, material)
+        elif reveal == "label":
+            _deal_argmax(source, comparison, batch, scale, material)
+        materials.append(material)
         mark(f"layer {number + 1}")
     return materials
 

@@ -3,14 +3,13 @@
 `Source` is what each role draws from. The three of them run the same program: where a party gets its
 share of a random number, the provider gets the number itself, because it knows both parties' seeds.
 Only what is *not* random, given those, has to travel: the server's share of a product of masks is
-the product less the client's share.
+the product less the client's share. It is sent at once, while the provider works out the next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,15 +45,12 @@ class Source(Protocol):
     def keys(self, numbers: int) -> Any:
         """Uniform 128-bit strings `[numbers, 2]` uint64: a party gets its own, the provider both."""
 
-    def delivery(self) -> contextlib.AbstractContextManager[None]:
-        """All draws within are served by one message from the provider to each party."""
-
 
 class Dealer:
     """The provider's source. It sees no message but those that say how much is needed."""
 
     def __init__(
-        self, send: Callable[[dict[str, bytes]], None], draw: Callable[[int], bytes] = secrets.token_bytes
+        self, send: Callable[[dict[str, Any]], None], draw: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
         """Draw the seeds, and send each party those that it is to know."""
         own, common = {party: draw(SEED_BYTES) for party in PARTIES}, draw(SEED_BYTES)
@@ -62,7 +58,6 @@ class Dealer:
         self._send, self._common = send, Stream(common)
         self._streams = [Stream(own[party]) for party in PARTIES]
         self._own = Stream(draw(SEED_BYTES))
-        self._letters: dict[str, list[np.ndarray]] = {party: [] for party in PARTIES}
 
     def mask(self, *shape: int, dtype: Any = np.uint64) -> np.ndarray:
         client, server = (stream.words(shape, dtype) for stream in self._streams)
@@ -77,15 +72,13 @@ class Dealer:
         return mask, mask
 
     def share(self, shape: tuple[int, ...], make: Callable[[], np.ndarray], dtype: Any = np.uint64) -> None:
-        self._letters[SERVER].append(make() - self._streams[0].words(shape, dtype))
+        self._send({SERVER: _bytes(make() - self._streams[0].words(shape, dtype))})
 
     def share_planes(self, rows: int, numbers: int, make: Callable[[], np.ndarray]) -> None:
-        self._letters[SERVER].append(make() ^ self._streams[0].words((rows, plane_bytes(numbers)), np.uint8))
+        self._send({SERVER: _bytes(make() ^ self._streams[0].words((rows, plane_bytes(numbers)), np.uint8))})
 
     def publish(self, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
-        made = make()
-        for letters in self._letters.values():
-            letters.append(made)
+        self._send(dict.fromkeys(PARTIES, _bytes(make())))
 
     def keys(self, numbers: int) -> list[np.ndarray]:
         return [stream.words((numbers, 2)) for stream in self._streams]
@@ -93,13 +86,6 @@ class Dealer:
     def secret_planes(self, rows: int, numbers: int) -> np.ndarray:
         """Uniform bits of which the provider will share what it makes of them."""
         return self._own.words((rows, plane_bytes(numbers)), np.uint8)
-
-    @contextlib.contextmanager
-    def delivery(self) -> Iterator[None]:
-        yield
-        self._send({party: b"".join(map(_bytes, letters)) for party, letters in self._letters.items()})
-        for letters in self._letters.values():
-            letters.clear()
 
 
 class Dealt:
@@ -110,7 +96,6 @@ class Dealt:
         self.party, self._receive = party, receive
         seeds = receive()
         self._own, self._common = Stream(seeds[:SEED_BYTES]), Stream(seeds[SEED_BYTES:])
-        self._letter, self._read = b"", 0
 
     def mask(self, *shape: int, dtype: Any = np.uint64) -> np.ndarray:
         return self._own.words(shape, dtype)
@@ -137,22 +122,9 @@ class Dealt:
     def keys(self, numbers: int) -> np.ndarray:
         return self._own.words((numbers, 2))
 
-    @contextlib.contextmanager
-    def delivery(self) -> Iterator[None]:
-        self._letter, self._read = self._receive(), 0
-        yield
-        if self._read != len(self._letter):
-            raise ValueError(f"the provider sent {len(self._letter)} bytes where {self._read} were expected")
-        self._letter = b""
-
     def _take(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        count = int(np.prod(shape))
-        if self._read + count * np.dtype(dtype).itemsize > len(self._letter):
-            raise ValueError(f"the provider sent {len(self._letter)} bytes, which is too little")
-        taken = np.frombuffer(self._letter, dtype, count, self._read).reshape(shape)
-        self._read += taken.nbytes
-        return taken
+        return np.frombuffer(self._receive(), dtype).reshape(shape)
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).data
+    return np.ascontiguousarray(array).data.cast("B")

@@ -106,7 +106,7 @@ class Answers:
     revealed: np.ndarray
     """Labels `[N]` int64, or logits `[N, classes]` float64."""
     report: dict[str, Any]
-    """`steps`: by step rounds, bytes sent and seconds; `queries`; `online`, `offline`, `total`: seconds."""
+    """`steps`: by step rounds, bytes sent and seconds; `online`, `offline`: seconds of every query; `total`: of all."""
 
 
 def ask(
@@ -131,7 +131,7 @@ def ask(
     party.tally.skip()
     layers = protocol.share_weights(party, offered.scales, None)
     party.tally.mark("weights")
-    revealed, offline, online = [], 0.0, 0.0
+    revealed, offline, online = [], [], []
     for start in range(0, len(inputs), batch):
         query = inputs[start : start + batch]
         begun = time.perf_counter()
@@ -142,10 +142,11 @@ def ask(
         network.receive(SERVER)  # it is ready, too
         ready = time.perf_counter()
         revealed.append(protocol.evaluate(party, layers, materials, query, order.reveal))
-        offline, online = offline + ready - begun, online + time.perf_counter() - ready
+        offline.append(ready - begun)
+        online.append(time.perf_counter() - ready)
         said(start + len(query))
     network.send({role: _number(0) for role in (SERVER, PROVIDER)})
-    report = {"steps": party.tally.steps, "queries": len(revealed), "offline": offline, "online": online}
+    report = {"steps": party.tally.steps, "offline": offline, "online": online}
     return Answers(np.concatenate(revealed), {**report, "total": time.perf_counter() - started})
 
 
