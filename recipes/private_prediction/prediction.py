@@ -174,9 +174,9 @@ def run(config: Config) -> Result | Report:
     inputs, labels = client_images(config)
     expected = mlp.logits(layers, _check_inputs(inputs, layers, config))
     offered = server_terms(layers, config)  # what does not fit is found before anybody starts
-    played = _session(config)
-    exact = _session(dataclasses.replace(config, reveal="logits"))
-    slow = _session(config, line(config)) if config.imitate else None
+    played = session(config)
+    exact = session(dataclasses.replace(config, reveal="logits"))
+    slow = session(config, line(config)) if config.imitate else None
     logits = np.array(exact[CLIENT]["revealed"])
     revealed = np.array(played[CLIENT]["revealed"])
     predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
@@ -249,8 +249,11 @@ def _check_inputs(inputs: np.ndarray, layers: Sequence[mlp.Layer], config: Confi
     return inputs
 
 
-def _session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
-    """All three roles as processes; each is told what it needs to know, and no secret of another."""
+def session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
+    """All three roles as processes, each told what it needs to know; what each of them reports.
+
+    The client's report: `revealed`, `steps`, and seconds (`roles.ask`); the others': `steps`, `images`.
+    """
     images = {name: getattr(config, name) for name in ("data", "dataset", "images", "batch", "comparison")}
     scaling = {name: getattr(config, name) for name in ("mean", "std", "reveal")}
     weights = {"model": config.model, "fraction_bits": config.fraction_bits}
