@@ -22,8 +22,8 @@ import importlib
 import json
 import math
 import os
-import secrets
 import queue
+import secrets
 import signal
 import socket
 import ssl
@@ -256,7 +256,6 @@ class Network:
 
     async def _call(self, role: str, host: str, port: int) -> None:
         """Connect to a role, and prove to each other that we belong to this run."""
-        import asyncio
 
         reader, writer = await _reach(host, port)
         if self._contexts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from recipes.parties import Line, Network, Tls
+from recipes.parties import Network, Tls
 from recipes.private_prediction import mlp, prediction, roles
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
@@ -40,9 +40,7 @@ def run(config: Config) -> Report:
     with _listen(config.role, *addresses[config.role]) as listener:
         print(f"{config.role}: waiting for the other two", file=sys.stderr, flush=True)
         line = prediction.line(config) if config.imitate else None
-        network = Network(
-            config.role, addresses, secret, listener, tls=tls, line=line, patience=config.wait
-        )
+        network = Network(config.role, addresses, secret, listener, tls=tls, line=line, patience=config.wait)
         with network:
             return _play(config, network, prepared)
 

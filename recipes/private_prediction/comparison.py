@@ -284,9 +284,9 @@ def _below(at: np.ndarray) -> np.ndarray:
     """`[n, 2]` uint64 with the lowest `at` (0 … 127) bits set."""
     full, sixty_four = ~np.uint64(0), np.uint64(64)
     ones = (_ONE << (at & np.uint64(63))) - _ONE
-    return np.stack([np.where(at < sixty_four, ones, full), np.where(at < sixty_four, 0, ones)], axis=-1).astype(
-        np.uint64
-    )
+    return np.stack(
+        [np.where(at < sixty_four, ones, full), np.where(at < sixty_four, 0, ones)], axis=-1
+    ).astype(np.uint64)
 
 
 PROTOCOLS: dict[str, type[Comparison]] = {"tables": Tables, "fss": FunctionSecretSharing}

@@ -88,7 +88,9 @@ def query(scales: Sequence[Scale], batch: int, comparison: str, reveal: Reveal) 
         masks = _message(size * batch * pairs(last.outputs))
         table = masks + _message(size * batch * last.outputs * rank_values(last.outputs))
         steps[f"layer {len(scales)}"] += Cost(offline=signs.offline + table)
-        steps[reveal] = Cost(signs.rounds + 2, signs.client + ranks, signs.server + ranks + _message(size * batch))
+        steps[reveal] = Cost(
+            signs.rounds + 2, signs.client + ranks, signs.server + ranks + _message(size * batch)
+        )
     return steps
 
 
@@ -113,9 +115,7 @@ def _signs(numbers: int, bits: int, comparison: str) -> Cost:
     return Cost(2 + rounds, sent, sent, offline)
 
 
-def projected(
-    steps: Mapping[str, Cost], computing: float, round_trip: float, bandwidth: float
-) -> float:
+def projected(steps: Mapping[str, Cost], computing: float, round_trip: float, bandwidth: float) -> float:
     """Seconds that the steps take between machines: work, messages' way, and their length.
 
     Every round is one message's way, half a round trip; if both speak, they do so at the same time.

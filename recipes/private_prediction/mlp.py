@@ -74,8 +74,8 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
         raise
     except Exception as error:  # pickle's and PyTorch's own, of many types, for files that are no such thing
         raise ValueError(
-            f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}): it must hold tensors and "
-            "nothing else, as torch.save(network.state_dict(), FILE) writes it"
+            f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}): it must hold "
+            "tensors and nothing else, as torch.save(network.state_dict(), FILE) writes it"
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
         raise ValueError(f"{path} is no state dict: save it with torch.save(network.state_dict(), FILE)")
@@ -143,7 +143,9 @@ def train(source: data.Source, seed: int = 0, epochs: int = 12) -> tuple[list[La
     import torch
 
     mnist = data.load("mnist", source)
-    with torch.random.fork_rng():  # initial weights come from PyTorch's global generator, which we leave alone
+    with (
+        torch.random.fork_rng()
+    ):  # initial weights come from PyTorch's global generator, which we leave alone
         torch.manual_seed(seed)
         network = torch.nn.Sequential(torch.nn.Linear(784, 500), torch.nn.ReLU(), torch.nn.Linear(500, 10))
     images, test_images = (data.scale(s.images).reshape(-1, 784) for s in (mnist.train, mnist.test))
@@ -151,7 +153,8 @@ def train(source: data.Source, seed: int = 0, epochs: int = 12) -> tuple[list[La
         network, images, mnist.train.labels, epochs=epochs, learning_rate=2e-3, weight_decay=0.05, seed=seed
     )
     layers = [
-        Layer(network[place].weight.detach().numpy(), network[place].bias.detach().numpy()) for place in (0, 2)
+        Layer(network[place].weight.detach().numpy(), network[place].bias.detach().numpy())
+        for place in (0, 2)
     ]
     return layers, training.accuracy(network, test_images, mnist.test.labels)
 

@@ -212,7 +212,9 @@ def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:
     """What the server announces: scales for the whole range of normalised pixels."""
-    lowest, highest = (float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1))
+    lowest, highest = (
+        float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1)
+    )
     return roles.terms(layers, config.fraction_bits, lowest, highest, config.reveal)
 
 
@@ -383,7 +385,9 @@ def plot(result: Result) -> Figure:
     }
     bars = right.bar(list(times), list(times.values()), color="tab:grey")
     right.bar_label(bars, [f"{seconds:.3g} s" for seconds in times.values()])
-    right.set(ylabel="seconds a query, online", title=f"{result.rounds_online} rounds a query; networks projected")
+    right.set(
+        ylabel="seconds a query, online", title=f"{result.rounds_online} rounds a query; networks projected"
+    )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -400,7 +404,9 @@ def _train(config: Config) -> None:
 
     mnist = data.load("mnist", config.data)
     if mnist.source != "real":
-        raise ValueError("train needs the real MNIST: the network that comes with the recipe is one of real digits")
+        raise ValueError(
+            "train needs the real MNIST: the network that comes with the recipe is one of real digits"
+        )
     with cards.Stopwatch() as watch:
         layers, accuracy = mlp.train("real")
     about = {

@@ -107,6 +107,8 @@ class WeightMasks:
     scale: Scale
     weight: np.ndarray
     """`[inputs, outputs]` uint64."""
+    bias: np.ndarray
+    """`[outputs]` uint64."""
 
 
 @dataclass
@@ -123,17 +125,18 @@ class SharedLayer:
 
 
 def deal_weights(source: Dealer, scales: Sequence[Scale]) -> list[WeightMasks]:
-    """The provider's part: it knows the masks, and draws those of the biases for the parties' sake."""
-    masks = []
-    for scale in scales:
-        masks.append(WeightMasks(scale, source.mask_of(SERVER, scale.inputs, scale.outputs)[0]))
-        source.mask_of(SERVER, scale.outputs)
-    return masks
+    """The provider's part: it draws the masks."""
+    return [
+        WeightMasks(
+            scale,
+            source.mask_of(SERVER, scale.inputs, scale.outputs)[0],
+            source.mask_of(SERVER, scale.outputs)[0],
+        )
+        for scale in scales
+    ]
 
 
-def share_weights(
-    party: Party, scales: Sequence[Scale], layers: Sequence[Layer] | None
-) -> list[SharedLayer]:
+def share_weights(party: Party, scales: Sequence[Scale], layers: Sequence[Layer] | None) -> list[SharedLayer]:
     """Mask the server's weights, and tell the client; from then on both have shares of them.
 
     Args:
@@ -152,11 +155,12 @@ def share_weights(
         else:
             message = party.listen()
         numbers = ring.from_bytes(message, bits, ((scale.inputs + 1) * scale.outputs,))
-        weight, bias = numbers[: -scale.outputs].reshape(scale.inputs, scale.outputs), numbers[-scale.outputs :]
-        known = np.uint64(party.index == 0)  # what both know counts once
-        shared.append(
-            SharedLayer(scale, weight, known * weight - weight_share, known * bias - bias_share)
+        weight, bias = (
+            numbers[: -scale.outputs].reshape(scale.inputs, scale.outputs),
+            numbers[-scale.outputs :],
         )
+        known = np.uint64(party.index == 0)  # what both know counts once
+        shared.append(SharedLayer(scale, weight, known * weight - weight_share, known * bias - bias_share))
     return shared
 
 
@@ -332,9 +336,7 @@ def evaluate(
     return revealed
 
 
-def open_input(
-    party: Party, scale: Scale, material: LayerMaterial, inputs: np.ndarray | None
-) -> np.ndarray:
+def open_input(party: Party, scale: Scale, material: LayerMaterial, inputs: np.ndarray | None) -> np.ndarray:
     """The client's inputs, masked, as both know them."""
     bits, shape = scale.ring_bits, material.input_mask.shape
     if inputs is None:

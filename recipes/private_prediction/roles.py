@@ -1,14 +1,14 @@
 """The session that client, server and provider hold: who says what to whom, and when.
 
-    server    -> both       the network's sizes and scales, and what it lets be revealed
-    client    -> both       which comparison it wants, and what is to be revealed
-    provider  -> both       seeds
-    server    -> client     the masked weights
-    then for every query:
-    client    -> both       how many images
-    provider  -> both       what the seeds do not give
-    server    -> client     ready
-    client   <-> server     the query (`protocol.evaluate`)
+server    -> both       the network's sizes and scales, and what it lets be revealed
+client    -> both       which comparison it wants, and what is to be revealed
+provider  -> both       seeds
+server    -> client     the masked weights
+then for every query:
+client    -> both       how many images
+provider  -> both       what the seeds do not give
+server    -> client     ready
+client   <-> server     the query (`protocol.evaluate`)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from recipes.private_prediction import protocol
 from recipes.private_prediction.comparison import PROTOCOLS
 from recipes.private_prediction.mlp import Layer
-from recipes.private_prediction.randomness import CLIENT, PARTIES, PROVIDER, SERVER, Dealer, Dealt
+from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER, Dealer, Dealt
 from recipes.private_prediction.scales import Scale, scales
 
 ROLES = (CLIENT, SERVER, PROVIDER)
@@ -106,7 +106,7 @@ class Answers:
     revealed: np.ndarray
     """Labels `[N]` int64, or logits `[N, classes]` float64."""
     report: dict[str, Any]
-    """`steps`: by step rounds, bytes sent and seconds; `online`, `offline`: seconds of every query; `total`: of all."""
+    """`steps`: by step rounds, bytes sent, seconds; `online`, `offline`: seconds of each query; `total`."""
 
 
 def ask(

@@ -62,16 +62,21 @@ def scales(layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: 
     for number, layer in enumerate(layers, 1):
         last = number == len(layers)
         low, high = _interval(layer, low, high, given, fraction_bits)
-        reach = 1 + max(float(np.max(high)), -float(np.min(low))) * (2 if last else 1)  # the last are compared
+        largest = max(float(np.max(high)), -float(np.min(low)))
+        reach = 1 + largest * (2 if last else 1)  # of the last, differences are compared
         whole = 1 + int(np.frexp(reach)[1])  # a sign, and bits before the point
         fraction = min(fraction_bits, _LONGEST_WORD - whole)
         drop = given + fraction_bits - fraction
         word = -(-(whole + fraction) // 8) * 8
-        largest = max(float(np.abs(layer.weight).max()), float(np.abs(layer.bias).max()) * 2.0**given)
-        if fraction < 1 or drop + word > WORD_BITS or largest * 2.0**fraction_bits >= 2.0 ** (WORD_BITS - 2):
+        constants = max(float(np.abs(layer.weight).max()), float(np.abs(layer.bias).max()) * 2.0**given)
+        if (
+            fraction < 1
+            or drop + word > WORD_BITS
+            or constants * 2.0**fraction_bits >= 2.0 ** (WORD_BITS - 2)
+        ):
             raise ValueError(
-                f"layer {number} can give numbers of {reach:.3g}, too large for words of {WORD_BITS} bits with "
-                f"{fraction_bits} bits after the point: scale the weights down, or use fewer fraction bits"
+                f"layer {number} can give numbers of {reach:.3g}, too large for {WORD_BITS} bits with "
+                f"{fraction_bits} of them after the point: scale the weights down, or use fewer fraction bits"
             )
         found.append(Scale(*layer.weight.shape[::-1], fraction_bits, drop, fraction, word))
         low, high, given = np.maximum(low, 0), np.maximum(high, 0), fraction
