@@ -25,6 +25,12 @@ def real_fashion_mnist() -> data.Dataset:
     return _real("fashion-mnist")
 
 
+@pytest.fixture(scope="session")
+def real_mnist() -> data.Dataset:
+    """The real MNIST; the test is skipped where it cannot be had."""
+    return _real("mnist")
+
+
 @pytest.fixture(scope="session", params=["mnist", "fashion-mnist", "cifar-100"])
 def any_real_dataset(request: pytest.FixtureRequest) -> data.Dataset:
     """Each real data set in turn."""

@@ -2,7 +2,8 @@
 
 The owner runs a syft 0.9 datasite with the network behind an endpoint; the client uploads images, files a
 function, and gets labels once the owner has approved it. The client never gets the weights, but the owner
-can read every image: syft shares no secrets any more. The real thing, in one process, without a network.
+can read every image: syft shares no secrets any more. And approval binds less than one might think: the
+function may be run again, and on other images. All in one process, without a network.
 """
 
 from __future__ import annotations
@@ -23,15 +24,28 @@ from unittest.mock import patch
 import numpy as np
 
 
+class DatasiteFailed(OSError):
+    """syft is missing, or did not do what was asked; one line says what."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What came back from the datasite, and what was seen on the way."""
 
-    labels: np.ndarray  # [N] int64: the private network's labels, as the client received them
-    refused_before_approval: bool  # syft refused the client both the private network and its own function
-    owner_read_the_images: bool  # the owner, given no more than the request, could read the images exactly
-    mock_agreement: int  # how many of the N labels the mock network has right, by luck
-    seconds: float  # wall time of all of it, the first import of syft included
+    labels: np.ndarray
+    """`[N]` int64: the private network's labels, as the client received them."""
+    mock_agreement: int
+    """How many of them the mock network gives, too, by luck."""
+    refused_before_approval: bool
+    """Whether the client was refused both the private network and its own function."""
+    owner_read_the_images: bool
+    """Whether the owner, given no more than the request, could read the images exactly."""
+    answered_again: bool
+    """Whether a second run was answered after one approval, of a function that says "single use"."""
+    answered_other_images: bool
+    """Whether, after approval, the client could put other images in the place of those it had shown."""
+    seconds: float
+    """Wall time of all of it, the first import of syft included."""
 
 
 def predict(layers: Sequence[tuple[np.ndarray, np.ndarray]], images: np.ndarray, *, seed: int = 0) -> Report:
@@ -44,7 +58,7 @@ def predict(layers: Sequence[tuple[np.ndarray, np.ndarray]], images: np.ndarray,
 
     Raises:
         ValueError: The shapes of images and layers do not fit each other.
-        RuntimeError: syft is missing, or a step failed; one line says which.
+        DatasiteFailed: syft is missing, or a step failed.
     """
     start = time.perf_counter()
     widths = [images.shape[-1], *(len(bias) for _, bias in layers)]
@@ -53,15 +67,15 @@ def predict(layers: Sequence[tuple[np.ndarray, np.ndarray]], images: np.ndarray,
         raise ValueError(f"images {images.shape} do not fit weights {shapes}; want [N, in] and [out, in]")
     try:
         with _datasite() as site:
-            labels, guesses, refused, read = _protocol(site, layers, np.array(images, np.float32), seed)
+            seen = _protocol(site, layers, np.array(images, np.float32), seed)
     except Exception as error:  # syft raises its own, pydantic's, SQLAlchemy's and bare exceptions
         line = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise RuntimeError(f"the prediction through a syft datasite failed: {line}") from error
-    return Report(labels, refused, read, int((labels == guesses).sum()), time.perf_counter() - start)
+        raise DatasiteFailed(f"the prediction through a syft datasite failed: {line}") from error
+    return Report(**seen, seconds=time.perf_counter() - start)
 
 
-def _protocol(site: Any, layers: Sequence, images: np.ndarray, seed: int) -> tuple:
-    """Play owner and client in turn; return the labels, the mock's labels, and the two observations."""
+def _protocol(site: Any, layers: Sequence, images: np.ndarray, seed: int) -> dict[str, Any]:
+    """Play owner and client in turn; return what `Report` holds, but the time."""
     import syft as sy
 
     # 1. The owner, who holds the datasite's root key, publishes the endpoint and admits the client.
@@ -76,10 +90,11 @@ def _protocol(site: Any, layers: Sequence, images: np.ndarray, seed: int) -> tup
     # 2. The client uploads the images, gets the mock's labels for them, and is refused the private ones.
     client = site.login(**account)
     endpoint = client.api.services.network.predict
-    inputs = {"images": sy.ActionObject.from_obj(images).send(client), "network": endpoint}
+    uploaded = sy.ActionObject.from_obj(images).send(client)
+    inputs = {"images": uploaded, "network": endpoint}
     guesses = _labels(client.custom_api.call_public("network.predict", images=images), len(images))
     denied = _refused(lambda: client.custom_api.call_private("network.predict", images=images), "not allowed")
-    # 3. The client files its function and may not run it yet. (Approved, it is not held to a single use.)
+    # 3. The client files its function and may not run it yet.
     request = client.code.request_code_execution(sy.syft_function_single_use(**inputs)(classify))
     unapproved = _refused(lambda: client.code.classify(**inputs), "waiting for approval")
     # 4. The owner finds the request by its id, reads the images that it names, and approves.
@@ -88,7 +103,19 @@ def _protocol(site: Any, layers: Sequence, images: np.ndarray, seed: int) -> tup
     read = np.array_equal(owner.api.services.action.get(named["images"]).syft_action_data, images)
     pending.approve(disable_warnings=True)
     # 5. The client has its function run at the datasite, and fetches the result.
-    return _labels(client.code.classify(**inputs).get(), len(images)), guesses, denied and unapproved, read
+    labels = _labels(client.code.classify(**inputs).get(), len(images))
+    # 6. Does approval bind? The client asks again, and again with its images reversed under the same id.
+    again = _attempt(lambda: _labels(client.code.classify(**inputs).get(), len(images)))
+    _attempt(lambda: sy.ActionObject.from_obj(images[::-1].copy(), id=uploaded.id).send(client))
+    swapped = _attempt(lambda: _labels(client.code.classify(**inputs).get(), len(images)))
+    return {
+        "labels": labels,
+        "mock_agreement": int((labels == guesses).sum()),
+        "refused_before_approval": denied and unapproved,
+        "owner_read_the_images": read,
+        "answered_again": np.array_equal(again, labels),
+        "answered_other_images": np.array_equal(swapped, labels[::-1]) and len(set(labels)) > 1,
+    }
 
 
 # syft sends the source of the next two functions: they see their arguments alone, and no annotations.
@@ -110,6 +137,13 @@ def _labels(answer: Any, count: int) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind != "i":
         raise RuntimeError(f"want {count} labels, got {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    """What the call gives, or None if syft does not allow it."""
+    with contextlib.suppress(Exception):
+        return call()
+    return None
 
 
 def _refused(call: Callable[[], Any], reason: str) -> bool:

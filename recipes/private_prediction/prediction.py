@@ -71,7 +71,7 @@ class Config:
     secret_file: Path | None = None
     """A file with the secret that all three share, at least 16 bytes."""
     certificate: Path | None = None
-    """This role's certificate (PEM), which names the role as a DNS name; together with --key and --authority."""
+    """This role's certificate (PEM), with the role as a DNS name; goes with --key and --authority."""
     key: Path | None = None
     """The certificate's private key (PEM)."""
     authority: Path | None = None
@@ -138,6 +138,8 @@ class Result:
     datasite_agreement: int | None
     """Images whose label the PySyft datasite gives as the plaintext one, None if it was not asked."""
     datasite_seconds: float | None
+    datasite_owner_saw_images: bool | None
+    """Whether the datasite's owner could read the images."""
     queries: int
     steps: dict[str, dict[str, float]]
     """By step: rounds, bytes from client, server and provider as counted, and seconds, all queries."""
@@ -202,7 +204,7 @@ def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
     dataset = data.load(config.dataset, config.data)
     if config.images > len(dataset.test):
         raise ValueError(
-            f"images must be at most {len(dataset.test)}, the test images of {dataset.source} {config.dataset}, "
+            f"images must be at most {len(dataset.test)}, which is all of {dataset.source} {config.dataset}, "
             f"not {config.images}"
         )
     images = data.scale(dataset.test.images[: config.images])
@@ -245,8 +247,8 @@ def _check_inputs(inputs: np.ndarray, layers: Sequence[mlp.Layer], config: Confi
     takes = layers[0].weight.shape[1]
     if inputs.shape[1] != takes:
         raise ValueError(
-            f"{config.model} takes {takes} inputs, and images of {config.dataset} have {inputs.shape[1]} numbers: "
-            "name another --dataset"
+            f"{config.model} takes {takes} inputs, and images of {config.dataset} have {inputs.shape[1]} "
+            "numbers: name another --dataset"
         )
     return inputs
 
@@ -315,25 +317,28 @@ def _datasite(
     config: Config, layers: Sequence[mlp.Layer], inputs: np.ndarray, plain: np.ndarray
 ) -> dict[str, Any]:
     if not config.datasite:
-        return {"datasite_agreement": None, "datasite_seconds": None}
+        return dict.fromkeys(("datasite_agreement", "datasite_seconds", "datasite_owner_saw_images"))
     from recipes.private_prediction import datasite
 
     report = datasite.predict([(layer.weight, layer.bias) for layer in layers], inputs)
     return {
         "datasite_agreement": int(np.sum(report.labels == plain)),
         "datasite_seconds": report.seconds,
+        "datasite_owner_saw_images": report.owner_read_the_images,
     }
 
 
 def describe(result: Result | Report) -> str:
     """The result in words, for a terminal."""
     if isinstance(result, Report):
-        said = f"{result.role}: {result.images:,} images in {result.seconds:.3g} s, {result.bytes_sent:,} bytes sent"
-        return said if result.accuracy is None else f"{said}, accuracy {result.accuracy:.2%}"
+        said = f"{result.role}: {result.images:,} images, {result.seconds:.3g} s, "
+        right = "" if result.accuracy is None else f", {result.accuracy:.2%} right"
+        return f"{said}{result.bytes_sent:,} bytes sent{right}"
     each = result.seconds_online / result.queries
     lines = [
-        f"data: {'MNIST-like stand-ins (embedded)' if result.data == 'embedded' else 'test images (real)'}",
-        f"{result.images:,} images, encrypted: {result.accuracy:.2%} right; in the clear {result.plaintext_accuracy:.2%}",
+        f"test images ({result.data})",
+        f"{result.images:,} images, encrypted: {result.accuracy:.2%} right; "
+        f"in the clear {result.plaintext_accuracy:.2%}",
         f"label as in the clear: {result.agreement:,} of {result.images:,}",
         *(
             f"  image {image}: {clear} in the clear, {encrypted} encrypted, logits {gap:.2g} apart"
@@ -350,17 +355,18 @@ def describe(result: Result | Report) -> str:
     ]
     lines += [
         "",
-        f"a query: {result.rounds_online} rounds, {each:.3g} s online here; on a local network {result.seconds_lan:.3g} s, "
-        f"on the one that you named {result.seconds_wan:.3g} s",
+        f"a query: {result.rounds_online} rounds, {each:.3g} s online here; projected for a local network "
+        f"{result.seconds_lan:.3g} s, for --round-trip and --bandwidth {result.seconds_wan:.3g} s",
         f"all: {result.seconds_online:.3g} s online, {result.seconds_offline:.3g} s offline, "
         f"{result.seconds_total:.3g} s the session",
     ]
     if result.seconds_imitated is not None:
         lines.append(f"that network imitated: {result.seconds_imitated:.3g} s a query")
     if result.datasite_agreement is not None:
+        saw = "read" if result.datasite_owner_saw_images else "could not read"
         lines.append(
             f"PySyft datasite, under approval: label as in the clear for {result.datasite_agreement:,} of "
-            f"{result.images:,}, {result.datasite_seconds:.3g} s; its owner saw the images"
+            f"{result.images:,}, {result.datasite_seconds:.3g} s; its owner {saw} the images"
         )
     return "\n".join(lines)
 
@@ -427,7 +433,7 @@ def main() -> None:
     plan = cards.Plan(
         recipe="private_prediction",
         number=3,
-        question="Can a server classify images that it cannot see, with a network that its client cannot see?",
+        question="Can a server classify images it cannot see, with a network its client cannot see?",
         dataset="mnist",
         benchmark=True,
         experiments=(

@@ -3,7 +3,7 @@
 A number x is *masked* if both parties know x + r, and have shares of the mask r; it is *shared* if
 each has a summand of it. Masks are used once. All of it is modulo 2**64, or a smaller power of two.
 
-    x + r, w + s  masked    ->  x w    shared   (x + r)(w + s - s) - r (w + s) + r s, each party its part of it
+    x + r, w + s  masked    ->  x w    shared   (x + r) w - r (w + s) + r s, each party its part of it
     z             shared    ->  z + r  masked   one round: each tells the other its share, masked
     z + r         masked    ->  z > 0  masked   a `comparison` of z + r, known, with r, unknown, and a round
     both          masked    ->  relu   shared   looked up in a table of four products of masks
@@ -184,7 +184,7 @@ class LayerMaterial:
     """A party's material for one layer of one query."""
 
     constant: np.ndarray | None
-    """`[batch, outputs]` uint64: all of the product that does not depend on the input; None at the provider."""
+    """`[batch, outputs]` uint64: what of the product does not depend on the input; None at the provider."""
     input_mask: np.ndarray
     """`[batch, inputs]` uint64: a share, or at the client the whole mask of the query's input."""
     sign: SignMaterial | None = None
