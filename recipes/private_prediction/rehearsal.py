@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Rehearsal:
     """By role: sender and content of every message, in the order in which they were read."""
     seeds: list[bytes]
     """What the provider drew."""
+    reports: dict[str, dict[str, Any]]
+    """By role: `steps`, by step rounds, bytes sent and seconds; and what else it reports."""
 
 
 def rehearse(
@@ -69,7 +72,8 @@ def rehearse(
         }
     )
     received = {role: network.received for role, network in networks.items()}
-    return Rehearsal(done[CLIENT], terms, received, seeds)
+    reports = {CLIENT: done[CLIENT].report, SERVER: done[SERVER], PROVIDER: done[PROVIDER]}
+    return Rehearsal(done[CLIENT], terms, received, seeds, reports)
 
 
 def predict(layers: Sequence[Layer], inputs: np.ndarray, **settings: object) -> np.ndarray:

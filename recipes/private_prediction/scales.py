@@ -37,8 +37,8 @@ class Scale:
 
     @property
     def ring_bits(self) -> int:
-        """Outputs before the cut are needed modulo 2**ring_bits, and so are the inputs."""
-        return self.drop_bits + self.word_bits
+        """Outputs before the cut are needed modulo 2**ring_bits, and so are the inputs; a multiple of 8."""
+        return -(-(self.drop_bits + self.word_bits) // 8) * 8
 
     @property
     def input_fraction_bits(self) -> int:
