@@ -49,7 +49,9 @@ PATIENCE = 30.0
 
 _FAREWELL = b"\xff\xff\xff\xff"  # instead of a length: the sender ends, and says in a last message for whom
 _BUFFER = 1 << 20  # bytes read at once
+_LONGEST = 1 << 31  # bytes of a message
 _HELLO_BYTES = 1024  # of strangers no more is read
+_HELLO_SECONDS = 5.0  # and they are not waited for any longer
 _GRACE = 2.0  # seconds that the others have to end by themselves once a role has died
 
 
@@ -222,7 +224,7 @@ class Network:
         import asyncio
 
         try:
-            return await asyncio.wait_for(_frame(self._streams[role][0]), PATIENCE)
+            return await asyncio.wait_for(_message(self._streams[role][0]), PATIENCE)
         except PartyLost as error:  # the other one has lost somebody
             raise PartyLost(f"{self.role} heard from {role} that {error.role} is lost", error.role) from error
         except (TimeoutError, OSError, EOFError) as error:
@@ -239,7 +241,7 @@ class Network:
         roles = list(addresses)
         mine = roles.index(self.role)
         self._awaited, self._complete = set(roles[mine + 1 :]), asyncio.Event()
-        server = await asyncio.start_server(self._welcome, sock=listener, limit=_BUFFER)
+        door = asyncio.create_task(self._let_in(listener))
         try:
             async with asyncio.timeout(patience):
                 await asyncio.gather(*(self._call(role, *addresses[role]) for role in roles[:mine]))
@@ -252,14 +254,17 @@ class Network:
             why = f": {error}" if isinstance(error, ssl.SSLError) else ""
             raise PartyLost(f"{self.role} could not reach {', '.join(absent)}{why}", absent[0]) from error
         finally:
-            server.close()  # from here on nobody is let in
+            door.cancel()  # from here on nobody is let in
+            listener.close()
 
     async def _call(self, role: str, host: str, port: int) -> None:
         """Connect to a role, and prove to each other that we belong to this run."""
-
-        reader, writer = await _reach(host, port)
-        if self._contexts:
-            await writer.start_tls(self._contexts[ssl.Purpose.SERVER_AUTH], server_hostname=role)
+        reader, writer = await _reach(
+            host,
+            port,
+            ssl=self._contexts and self._contexts[ssl.Purpose.SERVER_AUTH],
+            server_hostname=self._contexts and role,
+        )
         hello = {"protocol": PROTOCOL, "from": self.role, "to": role, "nonce": secrets.token_hex(16)}
         _put(writer, hello)
         answer = json.loads(await _frame(reader, _HELLO_BYTES))
@@ -269,39 +274,62 @@ class Network:
         _put(writer, {"proof": self._proof("call", self.role, role, hello["nonce"], answer["nonce"])})
         self._keep(role, reader, writer)
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _let_in(self, listener: socket.socket) -> None:
+        """Greet whoever connects, each in a task of its own."""
+        import asyncio
+
+        listener.setblocking(False)
+        guests = set()
+        while True:
+            connection, address = await self._loop.sock_accept(listener)
+            guests.add(asyncio.create_task(self._greet(connection, *address)))
+
+    async def _greet(self, connection: socket.socket, host: str, port: int, *_: int) -> None:
         """Let an awaited role in; turn everybody else away, with one line."""
         import asyncio
 
+        reader = asyncio.StreamReader(_BUFFER)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        context = self._contexts and self._contexts[ssl.Purpose.CLIENT_AUTH]
+        writer = None
         try:
-            if self._contexts:
-                await asyncio.wait_for(writer.start_tls(self._contexts[ssl.Purpose.CLIENT_AUTH]), 5)
-            hello = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
-            nonce, role = secrets.token_hex(16), hello["from"]
-            if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
-                raise ValueError
-            if self._contexts and ("DNS", role) not in writer.get_extra_info("peercert")["subjectAltName"]:
-                raise ValueError
-            proof = self._proof("accept", role, self.role, hello["nonce"], nonce)
-            _put(writer, {"nonce": nonce, "proof": proof})
-            answer = json.loads(await asyncio.wait_for(_frame(reader, _HELLO_BYTES), 5))
-            proof = self._proof("call", role, self.role, hello["nonce"], nonce)
-            if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
-                raise ValueError
+            async with asyncio.timeout(_HELLO_SECONDS):
+                transport, _ = await self._loop.connect_accepted_socket(
+                    lambda: protocol, connection, ssl=context
+                )
+                writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+                role = await self._welcome(reader, writer)
+            self._keep(role, reader, writer)
+            self._awaited.remove(role)
+            if not self._awaited:
+                self._complete.set()
+            return
         except (TimeoutError, ValueError, TypeError, KeyError, RecursionError, ssl.SSLError):
-            peer = writer.get_extra_info("peername")
-            print(
-                f"{self.role}: a stranger at {peer[0]}:{peer[1]} was turned away", file=sys.stderr, flush=True
-            )
-            writer.close()
-            return
+            said = f"{self.role}: a stranger at {host}:{port} was turned away"
+            print(said, file=sys.stderr, flush=True)
         except (OSError, EOFError, asyncio.CancelledError):  # whoever it was has gone, or we are going
-            writer.close()
-            return
-        self._keep(role, reader, writer)
-        self._awaited.remove(role)
-        if not self._awaited:
-            self._complete.set()
+            pass
+        (writer or connection).close()
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """Which awaited role this is, once it has proved it.
+
+        Raises:
+            ValueError, TypeError, KeyError, RecursionError: it is none, or no role at all.
+        """
+        hello = json.loads(await _frame(reader, _HELLO_BYTES))
+        nonce, role = secrets.token_hex(16), hello["from"]
+        if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
+            raise ValueError
+        if self._contexts and ("DNS", role) not in writer.get_extra_info("peercert")["subjectAltName"]:
+            raise ValueError
+        proof = self._proof("accept", role, self.role, hello["nonce"], nonce)
+        _put(writer, {"nonce": nonce, "proof": proof})
+        answer = json.loads(await _frame(reader, _HELLO_BYTES))
+        proof = self._proof("call", role, self.role, hello["nonce"], nonce)
+        if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
+            raise ValueError
+        return role
 
     def _proof(self, *words: str) -> str:
         """HMAC of the words by the secret that all roles share, in hexadecimal."""
@@ -313,13 +341,13 @@ class Network:
         self._streams[role] = reader, writer
 
 
-async def _reach(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _reach(host: str, port: int, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect as soon as somebody listens there."""
     import asyncio
 
     while True:
         try:
-            return await asyncio.open_connection(host, port, limit=_BUFFER)
+            return await asyncio.open_connection(host, port, limit=_BUFFER, **options)
         except ConnectionRefusedError:  # not yet
             await asyncio.sleep(0.2)
 
@@ -334,11 +362,19 @@ def _put(writer: asyncio.StreamWriter, message: Mapping[str, str]) -> None:
     writer.writelines(_framed(json.dumps(message).encode()))
 
 
-async def _frame(reader: asyncio.StreamReader, limit: int = 1 << 31) -> bytes:
-    header = await reader.readexactly(HEADER_BYTES)
-    if header == _FAREWELL:
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    """What a role has sent; or it has lost another, and says so."""
+    message = await _frame(reader, _LONGEST, _FAREWELL)
+    if message is None:
         lost = (await _frame(reader, _HELLO_BYTES)).decode(errors="replace")
         raise PartyLost(f"{lost} is lost", lost)
+    return message
+
+
+async def _frame(reader: asyncio.StreamReader, limit: int, farewell: bytes = b"") -> bytes | None:
+    header = await reader.readexactly(HEADER_BYTES)
+    if header == farewell:
+        return None
     size = int.from_bytes(header, "little")
     if size > limit:
         raise ValueError(f"a message of {size} bytes where {limit} are the most")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import json
 import os
 import signal
@@ -11,23 +13,29 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from recipes import parties
-from recipes.parties import HEADER_BYTES, Network, PartyLost, run_processes
+from recipes.parties import HEADER_BYTES, Line, Network, PartyLost, Tls, run_processes, run_threads
 
 SECRET = b"what all roles know"
 
 
-def together(protocol, roles=("a", "b", "c"), secrets=None):
+def together(protocol, roles=("a", "b", "c"), secrets=None, tls=None, line=None):
     """Run `protocol(network)` for every role, each in a thread; results or exceptions by role."""
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in roles}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
 
     def play(role):
+        secret, shown = (secrets or {}).get(role, SECRET), (tls or {}).get(role)
         try:
-            with Network(role, addresses, (secrets or {}).get(role, SECRET), listeners[role]) as network:
+            with Network(role, addresses, secret, listeners[role], tls=shown, line=line) as network:
                 return protocol(network)
         except PartyLost as error:
             return error
@@ -76,7 +84,8 @@ def test_who_does_not_know_the_secret_stays_out(monkeypatch, capfd):
     monkeypatch.setattr(parties, "PATIENCE", 1.0)
     result = together(lambda network: "in", secrets={"c": b"another"})
     assert isinstance(result["c"], PartyLost)
-    assert result["c"].role == "a"
+    assert result["c"].role in ("a", "b")  # whichever answered first
+    assert "have not been given the same secret" in str(result["c"])
     assert isinstance(result["a"], PartyLost)
     assert result["a"].role == "c"
     assert "turned away" not in capfd.readouterr().err  # the other one left first: the proof was wrong
@@ -124,12 +133,12 @@ def hello(address, **changes):
     return connection
 
 
-def waiting_for(role, addresses, listener) -> threading.Thread:
+def waiting_for(role, addresses, listener, tls=None) -> threading.Thread:
     """A thread in which a role waits in vain for the others."""
 
     def wait():
         with contextlib.suppress(PartyLost):
-            Network(role, addresses, SECRET, listener)
+            Network(role, addresses, SECRET, listener, tls=tls)
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -182,6 +191,178 @@ def test_silence_is_taken_for_loss(monkeypatch):
         "a": "c",
         "b": "c",
     }
+
+
+def test_who_is_not_there_yet_is_waited_for():
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+    listeners.pop("a").close()
+
+    def late():
+        time.sleep(0.5)
+        with Network("a", addresses, SECRET, socket.create_server(addresses["a"])) as network:
+            return network.receive("b")
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(late)
+        with Network("b", addresses, SECRET, listeners["b"]) as network:
+            network.send({"a": b"at last"})
+            assert first.result(10) == b"at last"
+
+
+def test_the_role_that_is_lost_is_named_to_those_who_wait_for_others():
+    """a waits for b, and b for c, who leaves: a hears of c."""
+
+    def protocol(network):
+        if network.role == "a":
+            network.receive("b")
+        if network.role == "b":
+            network.receive("c")
+
+    result = together(protocol)
+    assert {role: error.role for role, error in result.items() if error} == {"a": "c", "b": "c"}
+    assert str(result["a"]) == "a heard from b that c is lost"
+
+
+@pytest.mark.parametrize("message", [b"\xff" * 4, memoryview(b"view"), b"", memoryview(bytes(3_000_000))])
+def test_messages_may_be_any_bytes(message):
+    received = together(lambda network: network.exchange(dict.fromkeys(network.sent, message)), roles="ab")
+    assert received == {"a": {"b": message}, "b": {"a": message}}
+
+
+def test_a_slower_line_can_be_imitated():
+    line = Line(delay=0.05, bandwidth=100_000)
+
+    def protocol(network):
+        start = time.monotonic()
+        for _ in range(3):
+            network.exchange(dict.fromkeys(network.sent, bytes(10_000)))
+        return time.monotonic() - start
+
+    for seconds in together(protocol, roles=("a", "b"), line=line).values():
+        assert seconds >= 3 * (0.05 + 0.1)
+
+
+# ---- certificates
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """For each role a certificate by one authority; and one for a by another."""
+    folder = tmp_path_factory.mktemp("certificates")
+    write_certificates(folder, "authority", ["a", "b", "c"])
+    write_certificates(folder, "impostor", ["z"])
+    return lambda role, authority="authority": Tls(
+        folder / f"{role}.pem", folder / f"{role}.key", folder / f"{authority}.pem"
+    )
+
+
+def write_certificates(folder: Path, authority: str, roles: list[str]) -> None:
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in (authority, *roles)}
+    now = datetime.datetime.now(datetime.UTC)
+    for name, key in keys.items():
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, authority)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=name == authority, path_length=None), critical=True)
+            .sign(keys[authority], hashes.SHA256())
+        )
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
+
+
+def test_with_certificates_all_is_encrypted(certificates):
+    secret = b"nobody else may read this" * 10
+
+    def protocol(network):
+        _, writer = network._streams[next(iter(network.sent))]
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+        return network.exchange(dict.fromkeys(network.sent, secret)), network.sent
+
+    result = together(protocol, tls={role: certificates(role) for role in "abc"})
+    for role, (received, sent) in result.items():
+        others = [other for other in "abc" if other != role]
+        assert received == dict.fromkeys(others, secret)
+        assert sent == dict.fromkeys(others, HEADER_BYTES + len(secret))
+
+
+@pytest.mark.parametrize(
+    ("who", "authority"), [("b", "authority"), ("z", "authority"), ("z", "impostor"), (None, None)]
+)
+def test_a_role_without_its_certificate_stays_out(who, authority, certificates, monkeypatch, capfd):
+    """c shows another role's certificate, one by a stranger, trusts the stranger, or shows none."""
+    monkeypatch.setattr(parties, "PATIENCE", 2.0)
+    tls = {"a": certificates("a"), "c": certificates(who, authority) if who else None}
+    result = together(lambda network: "in", roles=("a", "c"), tls=tls)
+    assert all(isinstance(error, PartyLost) for error in result.values())
+    assert result["a"].role == "c"
+    assert len(capfd.readouterr().err.splitlines()) <= 1
+
+
+def test_who_answers_without_the_certificate_is_not_talked_to(certificates, monkeypatch):
+    """a answers c with b's certificate."""
+    monkeypatch.setattr(parties, "PATIENCE", 2.0)
+    tls = {"a": certificates("b"), "c": certificates("c")}
+    result = together(lambda network: "in", roles=("a", "c"), tls=tls)
+    assert "certificate is not valid for 'a'" in str(result["c"])
+
+
+def test_garbage_on_an_encrypted_port_is_turned_away(certificates, monkeypatch, capfd):
+    monkeypatch.setattr(parties, "PATIENCE", 3.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    addresses = {"a": listener.getsockname(), "b": ("127.0.0.1", 1)}
+    thread = waiting_for("a", addresses, listener, certificates("a"))
+    with socket.create_connection(addresses["a"], timeout=10) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(100):
+                pass
+    thread.join()
+    assert capfd.readouterr().err.count("turned away") == 1
+
+
+def test_files_that_are_no_certificates_are_named(certificates, tmp_path):
+    good = certificates("a")
+    (tmp_path / "text").write_text("hello")
+    for bad in (
+        dataclasses.replace(good, key=certificates("b").key),
+        dataclasses.replace(good, certificate=tmp_path / "text"),
+        dataclasses.replace(good, authority=tmp_path / "absent"),
+    ):
+        with pytest.raises(ValueError, match="are no certificate, its key and its authority's"):
+            Network("a", {"a": ("127.0.0.1", 1)}, SECRET, socket.create_server(("127.0.0.1", 0)), tls=bad)
+
+
+# ---- threads
+
+
+def test_threads_play_the_same_roles_and_keep_what_they_were_told():
+    def play(network):
+        network.send({other: network.role.encode() for other in network.sent})
+        heard = [network.receive(other) for other in sorted(network.sent)]
+        return heard, network.received, network.sent
+
+    for role, (heard, received, sent) in run_threads(dict.fromkeys("abc", play)).items():
+        others = [other for other in "abc" if other != role]
+        assert heard == [other.encode() for other in others]
+        assert received == [(other, other.encode()) for other in others]
+        assert sent == dict.fromkeys(others, HEADER_BYTES + 1)
+
+
+def test_of_threads_the_cause_is_raised():
+    def fails(network):
+        raise ValueError("a bad day")
+
+    with pytest.raises(ValueError, match="a bad day"):
+        run_threads({"a": lambda network: network.receive("b"), "b": fails})
 
 
 # ---- processes

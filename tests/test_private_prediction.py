@@ -341,7 +341,7 @@ def test_deep_networks_lose_precision_before_they_overflow():
 
 
 def test_numbers_that_cannot_fit_are_refused():
-    with pytest.raises(ValueError, match=r"layer 2 can give numbers of 1.62e\+16, too large.*scale the weights"):
+    with pytest.raises(ValueError, match=r"layer 2 can give numbers of 1.62e\+16, too large"):
         rehearse([Layer(np.full((3, 3), 3e7, np.float32), np.zeros(3, np.float32))] * 2, np.zeros((1, 3)))
 
 
