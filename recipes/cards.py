@@ -121,7 +121,7 @@ def _plain(instance: Any) -> dict[str, Any]:
     does a config within a result."""
     fields = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
     return {
-        name: value
+        name: str(value) if isinstance(value, Path) else value
         for name, value in fields.items()
         if not isinstance(value, np.ndarray) and not dataclasses.is_dataclass(value)
     }

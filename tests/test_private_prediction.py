@@ -898,6 +898,20 @@ def test_bad_input_is_one_line(python, arguments, said):
     assert said in done.stderr
 
 
+def test_a_role_by_itself_says_in_json_what_it_did(started, places, tmp_path):
+    flags, _ = places
+    out = tmp_path / "out.json"
+    asked = {
+        CLIENT: ["--images", "3", "--json", str(out), "--reveal", "logits"],
+        SERVER: ["--reveal", "logits"],
+    }
+    running = [started("--role", role, *flags, *asked.get(role, [])) for role in roles.ROLES]
+    assert [ended(process)[0] for process in running] == [0, 0, 0]
+    written = json.loads(out.read_text())
+    assert written["result"]["images"] == 3
+    assert written["config"]["secret_file"] == flags[-1]
+
+
 def test_a_missing_network_is_the_environments_fault(python):
     done = python("-m", "recipes.private_prediction", "--data", "embedded", "--model", "absent.pt")
     assert (done.returncode, done.stdout) == (1, "")

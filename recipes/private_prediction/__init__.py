@@ -23,7 +23,7 @@ Status: simplified (parties that follow the protocol, no protection against chea
 Expect: all 10,000 test images of MNIST: 98.51 % right, the plaintext network's label for every one, logits
         within 0.0006; 10 rounds a query and 15 kB an image online, 38 kB an image from the provider; 0.7 s
         online and 2 s in all for ten queries of 1,000. By function secret sharing 8 rounds, 13 kB and
-        660 kB. Masks come from `secrets`: nothing has a seed, and the counts are always the same.
+        332 kB. Masks come from `secrets`: nothing has a seed, and the counts are always the same.
 
 Which comparison: measured on 2 cores, the protocols answered 32,000 questions of 23 bits (64 images) in 1.5
 and 10 ms a party, and 500 (one image) in 0.6 and 0.8 ms; the provider took 2 and 26 ms, and sent 22

@@ -31,6 +31,9 @@ PIECE = 4
 LEAF = 7
 """A key's last block holds 2**LEAF results."""
 
+BLOCK = 1 << 15
+"""Keys that are made, sent and evaluated at once: few enough to stay in the processor's cache."""
+
 _ONE = np.uint64(1)
 _LABELS = np.uint64(7)  # the three lowest bits of a seed are no part of it
 _KEY = bytes(range(16))  # of the fixed permutation; anybody may know it
@@ -198,19 +201,32 @@ class FunctionSecretSharing:
 
         self._encrypt = Cipher(algorithms.AES(_KEY), modes.ECB()).encryptor()  # noqa: S305 - a permutation
 
-    def deal(self, source: Source, numbers: int, bits: int, threshold: np.ndarray | None) -> Key | None:
+    def deal(self, source: Source, numbers: int, bits: int, threshold: np.ndarray | None) -> list[Key | None]:
         """See `Comparison`."""
         levels = max(bits - LEAF, 0)
-        root = source.keys(numbers)
-        both = source.publish(
-            (levels + 1, numbers, 2), lambda: self._corrections(root, threshold, bits, levels)
-        )
-        return None if both is None else Key(root & ~_first(_LABELS), both[:-1], both[-1])
+        keys: list[Key | None] = []
+        for start in range(0, numbers, BLOCK):
+            few = slice(start, min(start + BLOCK, numbers))
+            root = source.keys(few.stop - start)
+            both = source.publish(
+                (levels + 1, few.stop - start, 2),
+                lambda root=root, few=few: self._corrections(root, threshold[few], bits, levels),
+            )
+            keys.append(None if both is None else Key(root & ~_first(_LABELS), both[:-1], both[-1]))
+        return keys
 
-    def less(self, party: Opening, public: np.ndarray, bits: int, material: Key) -> np.ndarray:
+    def less(self, party: Opening, public: np.ndarray, bits: int, material: list[Key]) -> np.ndarray:
         """See `Comparison`."""
+        results = [
+            self._evaluate(party.index, public[number * BLOCK : (number + 1) * BLOCK], bits, key)
+            for number, key in enumerate(material)
+        ]
+        return np.packbits(np.concatenate(results), bitorder="little")
+
+    def _evaluate(self, index: int, public: np.ndarray, bits: int, material: Key) -> np.ndarray:
+        """Shares of the bits `[n]` uint8 from n keys."""
         levels = len(material.corrections)
-        seed, control = material.root, np.full(public.size, -party.index).view(np.uint64)  # all ones or none
+        seed, control = material.root, np.full(public.size, -index).view(np.uint64)  # all ones or none
         value = np.zeros(public.size, np.uint64)
         for level, correction in enumerate(material.corrections):
             side = _bit(public, bits - 1 - level)
@@ -225,7 +241,7 @@ class FunctionSecretSharing:
         at = ring.lowest(public, bits - levels)
         word = np.where(at >> np.uint64(6), leaf[:, 1], leaf[:, 0])
         value ^= word >> (at & np.uint64(63))
-        return np.packbits((value & _ONE).astype(np.uint8), bitorder="little")
+        return (value & _ONE).astype(np.uint8)
 
     def _corrections(
         self, roots: list[np.ndarray], threshold: np.ndarray, bits: int, levels: int

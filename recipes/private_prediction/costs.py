@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipes.parties import HEADER_BYTES
-from recipes.private_prediction.comparison import LEAF, PROTOCOLS, pieces
+from recipes.private_prediction.comparison import BLOCK, LEAF, PROTOCOLS, pieces
 from recipes.private_prediction.protocol import Reveal, pairs, rank_type, rank_values
 from recipes.private_prediction.randomness import SEED_BYTES
 from recipes.private_prediction.ring import plane_bytes
@@ -110,7 +110,8 @@ def _signs(numbers: int, bits: int, comparison: str) -> Cost:
         products = (1 << count - 1) - 1, (1 << count) - 1
         offline = sum(_message(rows * plane) for rows in (tables, *products))
     else:
-        offline = 2 * _message(16 * numbers * (max(bits - 1 - LEAF, 0) + 1))
+        keys = 16 * numbers * (max(bits - 1 - LEAF, 0) + 1)
+        offline = 2 * (keys + HEADER_BYTES * -(-numbers // BLOCK))
     sent = _message(numbers * bits // 8) + opened + _message(plane)
     return Cost(2 + rounds, sent, sent, offline)
 

@@ -371,9 +371,16 @@ def describe(result: Result | Report) -> str:
     return "\n".join(lines)
 
 
-def plot(result: Result) -> Figure:
-    """Who sends how many bytes in which step, and how long a query takes where."""
+def plot(result: Result | Report) -> Figure:
+    """Who sends how many bytes in which step, and how long a query takes where.
+
+    Raises:
+        ValueError: one role by itself does not know what the others sent.
+    """
     from matplotlib.figure import Figure
+
+    if isinstance(result, Report):
+        raise ValueError("--plot needs all three roles: one by itself does not know what the others send")
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -382,6 +389,7 @@ def plot(result: Result) -> Figure:
         heights = [result.steps[step][f"{role}_bytes"] / result.images for step in steps]
         left.bar(np.arange(len(steps)) + 0.27 * (place - 1), heights, 0.25, label=f"from the {role}")
     left.set(yscale="log", ylabel="bytes an image", title=f"What is sent for {result.images:,} images")
+    left.set_ylim(1, 10 * left.get_ylim()[1])
     left.set_xticks(np.arange(len(steps)), [f"{s}\n(once)" if s == "weights" else s for s in steps])
     left.legend(frameon=False)
     times = {
