@@ -5,9 +5,10 @@ online, from the masked inputs to the label, and end to end, with the provider's
 parties do before they know the input. CrypTen makes its triples as it needs them, so it has one
 figure, from the plain input to the label. By default party 0 makes them, who could then unmask
 everything; a provider of its own, as ours is, takes another process. Weights are encrypted before
-either clock starts, but CrypTen opens them masked in every query. CrypTen's bytes are those that its first party sends and receives, as it counts
-them: with two parties, all that is sent. Function secret sharing predicts all images in one turn only,
-and CrypTen with a provider of its own never does, as both take long.
+either clock starts; CrypTen opens them, masked, in every query. CrypTen's bytes are those that its
+first party sends and receives, as it counts them: with two parties, all that is sent. Function secret
+sharing predicts all images in one turn only, and CrypTen with a provider of its own never does, as both
+take long.
 
     python benchmarks/private_prediction.py [--json FILE]
 """
