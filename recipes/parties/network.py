@@ -1,38 +1,16 @@
-"""Real parties: a process each, which talk over TCP, keep strangers out, and count rounds and bytes.
-
-`run_processes` starts the roles of a protocol on this machine and gives back what each of them
-returned. In each process `serve` runs the protocol with a `Network`: authenticated connections to
-every other role. If one of them dies, all end within seconds, and one line says which it was; one that
-is silent is taken for dead after half a minute. `run_threads` plays the same roles in threads of one
-process, for pictures and tests of what each of them sees.
-
-Every two roles prove to each other that they know the run's secret (HMAC-SHA256 over both roles and
-two nonces), which `run_processes` gives to the processes on their standard input. That keeps strangers
-out; a role of the same run could pose as another, and what follows is neither encrypted nor
-authenticated. That is for the loopback interface of one machine. Between machines, give every role a
-certificate (`Tls`): connections are then encrypted, and a role is who its certificate says.
-"""
+"""Authenticated connections of one role to all others, which count rounds and bytes."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-import importlib
 import json
 import math
-import os
-import queue
 import secrets
-import signal
 import socket
 import ssl
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +30,6 @@ _BUFFER = 1 << 20  # bytes read at once
 _LONGEST = 1 << 31  # bytes of a message
 _HELLO_BYTES = 1024  # of strangers no more is read
 _HELLO_SECONDS = 5.0  # and they are not waited for any longer
-_GRACE = 2.0  # seconds that the others have to end by themselves once a role has died
 
 
 class PartyLost(OSError):
@@ -101,9 +78,6 @@ class Line:
     """Seconds that every message takes one way."""
     bandwidth: float = math.inf
     """Bytes a second."""
-
-
-# ---- in a party's process
 
 
 class Network:
@@ -379,218 +353,3 @@ async def _frame(reader: asyncio.StreamReader, limit: int, farewell: bytes = b""
     if size > limit:
         raise ValueError(f"a message of {size} bytes where {limit} are the most")
     return await reader.readexactly(size)
-
-
-def serve() -> None:
-    """Play a role in a process that `run_processes` started; the result goes to standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: the parent will say how we ended
-    line = sys.stdin.readline()
-    if not line:  # the parent was stopped before it could tell us anything
-        os._exit(1)
-    start = json.loads(line)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    listener = socket.socket(fileno=start["listener"])
-    addresses = {role: tuple(address) for role, address in start["addresses"].items()}
-    try:
-        play = getattr(importlib.import_module(start["module"]), start["function"])
-        line = Line(**start["line"]) if start["line"] else None
-        secret = bytes.fromhex(start["secret"])
-        with Network(start["role"], addresses, secret, listener, line=line) as network:
-            said = {"result": play(network, start["settings"])}
-    except PartyLost as error:
-        said = {"lost": error.role, "message": str(error)}
-    except Exception as error:
-        said = {"error": f"{type(error).__name__}: {error}"}
-    with contextlib.suppress(BrokenPipeError):  # the parent may have died
-        print(json.dumps(said), flush=True)
-    os._exit(0 if "result" in said else 1)
-
-
-def _end_with_the_parent() -> None:
-    """Whoever started us holds our standard input open for as long as it lives."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-# ---- all roles in one process
-
-
-class Mailboxes:
-    """What `Network` is, between threads of one process; keeps what each role was told."""
-
-    def __init__(self, role: str, boxes: Mapping[tuple[str, str], queue.SimpleQueue[bytes | None]]) -> None:
-        self.role, self.rounds, self._boxes = role, 0, boxes
-        self.sent = {receiver: 0 for sender, receiver in boxes if sender == role}
-        self.received: list[tuple[str, bytes]] = []
-        """Every message, with its sender, in the order in which they were taken out."""
-
-    def send(self, messages: Mapping[str, bytes]) -> None:
-        """See `Network`."""
-        for role, message in messages.items():
-            self.sent[role] += HEADER_BYTES + len(message)
-            self._boxes[self.role, role].put(bytes(message))
-
-    def receive(self, role: str) -> bytes:
-        """See `Network`."""
-        message = self._boxes[role, self.role].get()
-        if message is None:
-            raise PartyLost(f"{self.role} lost {role}", role)
-        self.received.append((role, message))
-        return message
-
-    def exchange(self, messages: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See `Network`."""
-        self.rounds += 1
-        self.send(messages)
-        return {role: self.receive(role) for role in messages}
-
-    def leave(self) -> None:
-        """Let nobody wait for this role any longer."""
-        for role in self.sent:
-            self._boxes[self.role, role].put(None)
-
-
-def run_threads(plays: Mapping[str, Callable[[Mailboxes], Any]]) -> dict[str, Any]:
-    """Play all roles in threads of this process, and give back what each of them returned.
-
-    Raises:
-        Whatever the first role raised that did not just lose another.
-    """
-    boxes = {(one, other): queue.SimpleQueue() for one in plays for other in plays if one != other}
-
-    def play(role: str) -> Any:
-        mailboxes = Mailboxes(role, boxes)
-        try:
-            return plays[role](mailboxes)
-        finally:
-            mailboxes.leave()
-
-    with ThreadPoolExecutor(len(plays)) as pool:
-        futures = {role: pool.submit(play, role) for role in plays}
-    errors = [error for future in futures.values() if (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, PartyLost)):
-        raise error
-    return {role: future.result() for role, future in futures.items()}
-
-
-# ---- in the process that starts the others
-
-
-def run_processes(
-    play: Callable[[Network, Any], Any], settings: Mapping[str, Any], line: Line | None = None
-) -> dict[str, Any]:
-    """Start a process for each role, and give back what each of them returned.
-
-    Args:
-        play: network, settings of the role -> a result that JSON can hold; a module's function, which
-            each process imports.
-        settings: for each role what it is told, and no other role is; values that JSON can hold.
-        line: a slower connection to be imitated between them.
-
-    Raises:
-        PartyLost: a role died, or failed; all others have been stopped.
-    """
-    secret = secrets.token_hex(32)
-    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in settings}
-    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
-    processes: dict[str, subprocess.Popen[str]] = {}
-    try:
-        for role, listener in listeners.items():
-            processes[role] = _started(role, listener)
-            start = {"role": role, "secret": secret, "addresses": addresses, "listener": listener.fileno()}
-            start |= {"module": play.__module__, "function": play.__name__, "settings": settings[role]}
-            start |= {"line": vars(line) if line else None}
-            processes[role].stdin.write(json.dumps(start) + "\n")
-            processes[role].stdin.flush()
-            listener.close()
-        return _results(processes)
-    except BrokenPipeError as error:
-        raise PartyLost(f"{role} ended before it began; the others have been stopped", role) from error
-    finally:
-        for process in processes.values():
-            process.kill()
-        for process in processes.values():
-            process.wait()
-            process.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        for listener in listeners.values():
-            listener.close()
-
-
-def _started(role: str, listener: socket.socket) -> subprocess.Popen[str]:
-    code = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from recipes.parties import serve; serve()"
-    )
-    return subprocess.Popen(  # noqa: S603 - this Python, our own module
-        [sys.executable, "-c", code, json.dumps(sys.path), role],  # the role is for who lists processes
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=[listener.fileno()],
-        start_new_session=True,  # Ctrl-C comes to us, and we end the others
-        text=True,
-    )
-
-
-def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
-    """Wait for all to end well, or for one to fail."""
-    said: dict[str, str] = {}
-    readers = [_reader(role, process, said) for role, process in processes.items()]
-    deadline = math.inf
-    while time.monotonic() < deadline:
-        codes = {role: process.poll() for role, process in processes.items()}
-        if None not in codes.values():
-            break
-        if any(codes.values()):
-            deadline = min(deadline, time.monotonic() + _GRACE)
-        elif list(codes.values()).count(None) == 1:  # it has nobody to wait for any more
-            deadline = min(deadline, time.monotonic() + PATIENCE)
-        time.sleep(0.01)
-    for process in processes.values():
-        process.kill()
-    for reader in readers:
-        reader.join()
-    _complain(codes, {role: json.loads(text) for role, text in said.items() if text.strip()})
-    return {role: json.loads(said[role])["result"] for role in processes}
-
-
-def _reader(role: str, process: subprocess.Popen[str], said: dict[str, str]) -> threading.Thread:
-    """A thread that takes in what a process says, so that it never waits for a full pipe."""
-    thread = threading.Thread(target=lambda: said.__setitem__(role, process.stdout.read()))
-    thread.start()
-    return thread
-
-
-def _complain(codes: Mapping[str, int | None], reports: Mapping[str, Mapping[str, str]]) -> None:
-    """If a role failed, name the cause rather than those that it took along.
-
-    Args:
-        codes: each role's exit status, None for those that had to be stopped.
-        reports: what they said.
-
-    Raises:
-        PartyLost: a role failed.
-    """
-    for role, code in codes.items():
-        if code and role not in reports:
-            how = f"was killed ({_name(-code)})" if code < 0 else f"ended with status {code}"
-            raise PartyLost(f"{role} {how}; the others have been stopped", role)
-        if code == 0 and role not in reports:
-            raise PartyLost(f"{role} ended without a result; the others have been stopped", role)
-    for role, report in reports.items():
-        if "error" in report:
-            raise PartyLost(f"{role} failed: {report['error']}; the others have been stopped", role)
-    lost = [report for report in reports.values() if "lost" in report]
-    still = [role for role, code in codes.items() if code is None]
-    if not lost and still:
-        raise PartyLost(f"{still[0]} has gone silent; the others have ended", still[0])
-    if not lost:
-        return
-    silent = [report for report in lost if codes[report["lost"]] is None]
-    told = (silent or lost)[0]
-    raise PartyLost(f"{told['message']}; the others have been stopped", told["lost"])
-
-
-def _name(number: int) -> str:
-    """What a signal is called; real-time signals have numbers only."""
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
