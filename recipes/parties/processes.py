@@ -69,7 +69,8 @@ def run_processes(
 
 
 def _started(role: str, listener: socket.socket) -> subprocess.Popen[str]:
-    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from recipes.parties.processes import serve; serve()"
+    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import recipes.parties.processes as p; "
+    code += "p.serve()"
     return subprocess.Popen(  # noqa: S603 - this Python, our own module
         [sys.executable, "-c", code, json.dumps(sys.path), role],  # the role is for who lists processes
         stdin=subprocess.PIPE,
