@@ -35,9 +35,11 @@ Command: python -m recipes.private_prediction --images 10000
          python -m recipes.private_prediction --role server --secret-file secret --server 0.0.0.0:7842 …
 """
 
+from recipes.private_prediction.alone import Report
+from recipes.private_prediction.config import Config
 from recipes.private_prediction.hazards import images_seen_by, truncation_failures, weights_seen_by
 from recipes.private_prediction.mlp import Layer, logits, read
-from recipes.private_prediction.prediction import Config, Report, Result, describe, main, plot, run
+from recipes.private_prediction.prediction import Result, describe, main, plot, run
 from recipes.private_prediction.rehearsal import Rehearsal, predict, rehearse
 
 __all__ = [

@@ -5,20 +5,31 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from recipes.parties import Network, Tls
-from recipes.private_prediction import mlp, prediction, roles
+from recipes.private_prediction import mlp, roles
+from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
-if TYPE_CHECKING:
-    from recipes.private_prediction.prediction import Config, Report
-
 SHORTEST_SECRET = 16
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a role says that played by itself."""
+
+    role: str
+    images: int
+    bytes_sent: int
+    seconds: float
+    accuracy: float | None = None
+    """At the client: share of images whose encrypted prediction is the true label."""
 
 
 def run(config: Config) -> Report:
@@ -39,7 +50,7 @@ def run(config: Config) -> Report:
     prepared = _prepare(config)  # before anybody else is kept waiting
     with _listen(config.role, *addresses[config.role]) as listener:
         print(f"{config.role}: waiting for the other two", file=sys.stderr, flush=True)
-        line = prediction.line(config) if config.imitate else None
+        line = slow_line(config) if config.imitate else None
         network = Network(config.role, addresses, secret, listener, tls=tls, line=line, patience=config.wait)
         with network:
             return _play(config, network, prepared)
@@ -51,10 +62,10 @@ def _prepare(config: Config) -> Any:
 
     torch.set_num_threads(1)
     if config.role == CLIENT:
-        return prediction.client_images(config)
+        return client_images(config)
     if config.role == SERVER:
         layers = mlp.read(config.model)
-        return layers, prediction.server_terms(layers, config)
+        return layers, server_terms(layers, config)
     return None
 
 
@@ -68,7 +79,7 @@ def _play(config: Config, network: Network, prepared: Any) -> Report:
         done = _ask(config, network, *prepared)
     seconds = time.perf_counter() - started
     sent = sum(network.sent.values())
-    return prediction.Report(config.role, done["images"], sent, seconds, done.get("accuracy"))
+    return Report(config.role, done["images"], sent, seconds, done.get("accuracy"))
 
 
 def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from recipes import data, parties
-from recipes.private_prediction import costs, mlp, roles
-from recipes.private_prediction.protocol import Reveal
+from recipes.private_prediction import alone, costs, mlp, roles
+from recipes.private_prediction.alone import Report
+from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
 if TYPE_CHECKING:
@@ -24,76 +24,6 @@ if TYPE_CHECKING:
 
 LAN = (0.5, 1000.0)
 """Round trip in milliseconds and megabits a second of a local network."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to predict, and how."""
-
-    data: data.Source = "auto"
-    """Where images come from: the real data set, stand-ins drawn here, or whichever can be had."""
-    dataset: data.Name = "mnist"
-    """The data set whose test images the client has."""
-    model: str = mlp.SHIPPED
-    """The network's weights: a .safetensors file or a PyTorch state dict, of fully connected layers."""
-    images: int = 1000
-    """How many test images, from the first."""
-    batch: int = 1000
-    """Images a query."""
-    comparison: Literal["tables", "fss"] = "tables"
-    """Shared truth tables (least work and bytes) or function secret sharing (two rounds fewer)."""
-    reveal: Reveal = "label"
-    """What the client learns of each image; at the server, the most that it may learn."""
-    fraction_bits: int = 16
-    """Bits after the point of inputs and weights, 4 to 20."""
-    mean: float = 0.0
-    """Subtracted from pixels in [0, 1]; networks that were trained so need it (MNIST: 0.1307)."""
-    std: float = 1.0
-    """What pixels less `mean` are divided by (MNIST: 0.3081)."""
-    round_trip: float = 50.0
-    """Milliseconds there and back, of the network for which the time is projected."""
-    bandwidth: float = 100.0
-    """Megabits a second each way, of that network."""
-    imitate: bool = False
-    """Predict once more with every message held up as on that network, to check the projection."""
-    datasite: bool = False
-    """Predict the same through a PySyft datasite, too: remote execution under approval, about 25 s."""
-    train: bool = False
-    """Train the network that comes with the recipe anew, write its weights, and predict with it."""
-    role: Literal["all", "client", "server", "provider"] = "all"
-    """All three, each a process of its own on this machine; or only this one, here."""
-    client: str = "127.0.0.1:7841"
-    """Address of the client, host:port (for --role, like all that follow)."""
-    server: str = "127.0.0.1:7842"
-    """Address of the server."""
-    provider: str = "127.0.0.1:7843"
-    """Address of the provider."""
-    secret_file: Path | None = None
-    """A file with the secret that all three share, at least 16 bytes."""
-    certificate: Path | None = None
-    """This role's certificate (PEM), with the role as a DNS name; goes with --key and --authority."""
-    key: Path | None = None
-    """The certificate's private key (PEM)."""
-    authority: Path | None = None
-    """The certificate that signed those of all roles (PEM)."""
-    wait: float = 120.0
-    """Seconds to wait for the other roles."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 4 <= self.fraction_bits <= 20:
-            raise ValueError(f"fraction_bits must be from 4 to 20, not {self.fraction_bits}")
-        for name in ("std", "bandwidth", "wait"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean must be a number, not {self.mean}")
-        if not 0 <= self.round_trip <= 10_000:
-            raise ValueError(f"round_trip must be from 0 to 10000 milliseconds, not {self.round_trip}")
-        if self.train and (self.role != "all" or self.model != mlp.SHIPPED):
-            raise ValueError(f"train writes {mlp.SHIPPED}: it goes with no other --model, and with no --role")
 
 
 @dataclass(frozen=True)
@@ -145,18 +75,6 @@ class Result:
     """By step: rounds, bytes from client, server and provider as counted, and seconds, all queries."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a role says that played by itself."""
-
-    role: str
-    images: int
-    bytes_sent: int
-    seconds: float
-    accuracy: float | None = None
-    """At the client: share of images whose encrypted prediction is the true label."""
-
-
 def run(config: Config) -> Result | Report:
     """Play all three roles in processes of their own, or one role in this one.
 
@@ -165,8 +83,6 @@ def run(config: Config) -> Result | Report:
         PartyLost: a process died.
     """
     if config.role != "all":
-        from recipes.private_prediction import alone
-
         return alone.run(config)
     if config.train:
         _train(config)
@@ -178,7 +94,7 @@ def run(config: Config) -> Result | Report:
     offered = server_terms(layers, config)  # what does not fit is found before anybody starts
     played = session(config)
     exact = session(dataclasses.replace(config, reveal="logits"))
-    slow = session(config, line(config)) if config.imitate else None
+    slow = session(config, slow_line(config)) if config.imitate else None
     logits = np.array(exact[CLIENT]["revealed"])
     revealed = np.array(played[CLIENT]["revealed"])
     predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
@@ -197,27 +113,6 @@ def run(config: Config) -> Result | Report:
         seconds_imitated=slow and fmean(slow[CLIENT]["online"]),
         **_datasite(config, layers, inputs, plain),
     )
-
-
-def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The client's inputs `[N, pixels]` float32, normalised, and their labels `[N]`, which stay with it."""
-    dataset = data.load(config.dataset, config.data)
-    if config.images > len(dataset.test):
-        raise ValueError(
-            f"images must be at most {len(dataset.test)}, which is all of {dataset.source} {config.dataset}, "
-            f"not {config.images}"
-        )
-    images = data.scale(dataset.test.images[: config.images])
-    inputs = ((images - np.float32(config.mean)) / np.float32(config.std)).reshape(len(images), -1)
-    return inputs, dataset.test.labels[: config.images]
-
-
-def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:
-    """What the server announces: scales for the whole range of normalised pixels."""
-    lowest, highest = (
-        float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1)
-    )
-    return roles.terms(layers, config.fraction_bits, lowest, highest, config.reveal)
 
 
 def play(network: parties.Network, settings: dict[str, Any]) -> dict[str, Any]:
@@ -263,11 +158,6 @@ def session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
     weights = {"model": config.model, "fraction_bits": config.fraction_bits}
     settings = {CLIENT: images | scaling, SERVER: scaling | weights, PROVIDER: {}}
     return parties.run_processes(play, settings, line)
-
-
-def line(config: Config) -> parties.Line:
-    """The connection for which the time is projected."""
-    return parties.Line(config.round_trip / 2000, config.bandwidth * 1e6 / 8)
 
 
 def _disagreements(

@@ -1,0 +1,112 @@
+"""What to predict and how, and what each role makes of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from recipes import data
+from recipes.parties import Line
+from recipes.private_prediction import mlp, roles
+from recipes.private_prediction.protocol import Reveal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to predict, and how."""
+
+    data: data.Source = "auto"
+    """Where images come from: the real data set, stand-ins drawn here, or whichever can be had."""
+    dataset: data.Name = "mnist"
+    """The data set whose test images the client has."""
+    model: str = mlp.SHIPPED
+    """The network's weights: a .safetensors file or a PyTorch state dict, of fully connected layers."""
+    images: int = 1000
+    """How many test images, from the first."""
+    batch: int = 1000
+    """Images a query."""
+    comparison: Literal["tables", "fss"] = "tables"
+    """Shared truth tables (least work and bytes) or function secret sharing (two rounds fewer)."""
+    reveal: Reveal = "label"
+    """What the client learns of each image; at the server, the most that it may learn."""
+    fraction_bits: int = 16
+    """Bits after the point of inputs and weights, 4 to 20."""
+    mean: float = 0.0
+    """Subtracted from pixels in [0, 1]; networks that were trained so need it (MNIST: 0.1307)."""
+    std: float = 1.0
+    """What pixels less `mean` are divided by (MNIST: 0.3081)."""
+    round_trip: float = 50.0
+    """Milliseconds there and back, of the network for which the time is projected."""
+    bandwidth: float = 100.0
+    """Megabits a second each way, of that network."""
+    imitate: bool = False
+    """Predict once more with every message held up as on that network, to check the projection."""
+    datasite: bool = False
+    """Predict the same through a PySyft datasite, too: remote execution under approval, about 25 s."""
+    train: bool = False
+    """Train the network that comes with the recipe anew, write its weights, and predict with it."""
+    role: Literal["all", "client", "server", "provider"] = "all"
+    """All three, each a process of its own on this machine; or only this one, here."""
+    client: str = "127.0.0.1:7841"
+    """Address of the client, host:port (for --role, like all that follow)."""
+    server: str = "127.0.0.1:7842"
+    """Address of the server."""
+    provider: str = "127.0.0.1:7843"
+    """Address of the provider."""
+    secret_file: Path | None = None
+    """A file with the secret that all three share, at least 16 bytes."""
+    certificate: Path | None = None
+    """This role's certificate (PEM), with the role as a DNS name; goes with --key and --authority."""
+    key: Path | None = None
+    """The certificate's private key (PEM)."""
+    authority: Path | None = None
+    """The certificate that signed those of all roles (PEM)."""
+    wait: float = 120.0
+    """Seconds to wait for the other roles."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 4 <= self.fraction_bits <= 20:
+            raise ValueError(f"fraction_bits must be from 4 to 20, not {self.fraction_bits}")
+        for name in ("std", "bandwidth", "wait"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean must be a number, not {self.mean}")
+        if not 0 <= self.round_trip <= 10_000:
+            raise ValueError(f"round_trip must be from 0 to 10000 milliseconds, not {self.round_trip}")
+        if self.train and (self.role != "all" or self.model != mlp.SHIPPED):
+            raise ValueError(f"train writes {mlp.SHIPPED}: it goes with no other --model, and with no --role")
+
+
+def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The client's inputs `[N, pixels]` float32, normalised, and their labels `[N]`, which stay with it."""
+    dataset = data.load(config.dataset, config.data)
+    if config.images > len(dataset.test):
+        raise ValueError(
+            f"images must be at most {len(dataset.test)}, which is all of {dataset.source} {config.dataset}, "
+            f"not {config.images}"
+        )
+    images = data.scale(dataset.test.images[: config.images])
+    inputs = ((images - np.float32(config.mean)) / np.float32(config.std)).reshape(len(images), -1)
+    return inputs, dataset.test.labels[: config.images]
+
+
+def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:
+    """What the server announces: scales for the whole range of normalised pixels."""
+    lowest, highest = (
+        float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1)
+    )
+    return roles.terms(layers, config.fraction_bits, lowest, highest, config.reveal)
+
+
+def slow_line(config: Config) -> Line:
+    """The connection for which the time is projected."""
+    return Line(config.round_trip / 2000, config.bandwidth * 1e6 / 8)
