@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 
 import numpy as np
 import psutil
@@ -560,37 +561,41 @@ def test_time_is_projected_from_rounds_and_the_longer_of_two_messages():
 # ---- weights from elsewhere
 
 
-@pytest.fixture
-def state():
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    modules = {
-        f"fc{n}": torch.nn.Linear(a, b)
-        for n, (a, b) in enumerate(itertools.pairwise([784, 12, *range(11, 2, -1), 10]), 1)
-    }
-    return (
-        torch.nn.Sequential(),
-        modules,
-        {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()},
-    )
+def in_the_clear(modules, x):
+    """What PyTorch makes of modules with ReLU between them."""
+    first, *others = modules
+    x = first(x)
+    for module in others:
+        x = module(x.relu())
+    return x.detach().numpy()
 
 
-def test_a_state_dict_of_pytorch_is_read(state, tmp_path):
+def test_a_state_dict_is_read_in_its_own_order(tmp_path):
     import torch
 
-    _, modules, tensors = state
-    torch.save(dict(sorted(tensors.items())), tmp_path / "net.pt")  # fc10 before fc2
-    layers = read(tmp_path / "net.pt")
-    x = torch.rand(5, 784)
-    expected = x
-    for module in modules.values():
-        expected = module(expected.relu() if expected is not x else x)
-    assert np.allclose(logits(layers, x.numpy()), expected.detach().numpy(), atol=1e-5)
-    mlp.write(tmp_path / "net.safetensors", layers, {})
-    assert all(
-        (a.weight == b.weight).all() and (a.bias == b.bias).all()
-        for a, b in zip(layers, read(tmp_path / "net.safetensors"), strict=True)
+    modules = {name: torch.nn.Linear(8, 8) for name in ("stem", "block", "alpha", "head")}
+    torch.save(torch.nn.Sequential(OrderedDict(modules)).state_dict(), tmp_path / "net.pt")
+    x = torch.rand(5, 8)
+    assert np.allclose(
+        logits(read(tmp_path / "net.pt"), x.numpy()), in_the_clear(modules.values(), x), atol=1e-5
     )
+
+
+def test_a_safetensors_file_is_read_in_the_order_of_its_names(tmp_path):
+    import torch
+
+    modules = [torch.nn.Linear(8, 8) for _ in range(12)]
+    tensors = {
+        f"fc{n}.{kind}": one for n, module in enumerate(modules) for kind, one in module.state_dict().items()
+    }
+    save_file({name: one.numpy() for name, one in tensors.items()}, tmp_path / "net.safetensors")
+    x = torch.rand(5, 8)
+    layers = read(tmp_path / "net.safetensors")
+    assert np.allclose(logits(layers, x.numpy()), in_the_clear(modules, x), atol=1e-5)
+    mlp.write(tmp_path / "again.safetensors", layers, {})
+    for one, other in zip(layers, read(tmp_path / "again.safetensors"), strict=True):
+        assert (one.weight == other.weight).all()
+        assert (one.bias == other.bias).all()
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "bfloat16"])
@@ -940,6 +945,48 @@ def test_a_datasite_refuses_shapes_that_do_not_fit():
 
     with pytest.raises(ValueError, match="do not fit"):
         datasite.predict([(np.ones((3, 4)), np.ones(3))], np.ones((2, 5)))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_the_client_may_have_inputs_of_its_own(kind, tmp_path):
+    import torch
+
+    layers, scale = network(12, 9, 4), 255 if kind == np.uint8 else 1
+    torch.save(
+        {f"{n}.{k}": torch.from_numpy(v) for n, layer in enumerate(layers) for k, v in vars(layer).items()},
+        tmp_path / "net.pt",
+    )
+    inputs = (inputs_of(layers, 30) * scale).astype(kind).reshape(30, 3, 4)
+    np.save(tmp_path / "inputs.npy", inputs)
+    files = {"inputs": tmp_path / "inputs.npy", "output": tmp_path / "labels.npy"}
+    result = run(Config(model=str(tmp_path / "net.pt"), batch=20, **files))
+    clear = logits(layers, inputs.reshape(30, 12).astype(np.float32) / np.float32(scale)).argmax(axis=1)
+    assert np.load(tmp_path / "labels.npy").tolist() == clear.tolist()
+    assert (result.images, result.agreement, result.accuracy, result.data) == (30, 30, None, "file")
+
+
+def test_inputs_that_are_none_are_refused(tmp_path):
+    for name, content, said in (
+        ("text", b"hello", "is no .npy file"),
+        ("empty", b"", "is no .npy file"),
+        ("pickle", np.array([{}], object), "is no .npy file"),
+        ("flat", np.zeros(5), "must hold one array"),
+        ("words", np.array([["a"]]), "must hold one array"),
+        ("large", np.full((2, 784), 255.0), "from 255 to 255: scale them"),
+        ("nan", np.full((2, 784), np.nan), "scale them"),
+        ("narrow", np.zeros((2, 5)), "takes 784 inputs, and an image of"),
+    ):
+        path = tmp_path / f"{name}.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.save(path, content)
+        with pytest.raises(ValueError, match=said):
+            run(Config(inputs=path))
+    with pytest.raises(FileNotFoundError):
+        run(Config(inputs=tmp_path / "absent.npy"))
+    with pytest.raises(ValueError, match="cannot be written"):
+        run(Config(output=tmp_path / "absent" / "labels.npy"))
 
 
 def test_a_config_is_checked_where_it_is_made():

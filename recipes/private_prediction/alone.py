@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from recipes.files import written_whole
 from recipes.parties import Network, Tls
 from recipes.private_prediction import mlp, roles
 from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
@@ -82,13 +83,26 @@ def _play(config: Config, network: Network, prepared: Any) -> Report:
     return Report(config.role, done["images"], sent, seconds, done.get("accuracy"))
 
 
-def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     order = roles.Order(config.comparison, config.reveal)
     with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
         answers = roles.ask(network, inputs, config.batch, order, lambda done: bar.update(done - bar.n))
     revealed = answers.revealed
+    write_output(config, revealed)
     predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
-    return {"images": len(inputs), "accuracy": float(np.mean(predicted == labels))}
+    return {"images": len(inputs), "accuracy": share_right(predicted, labels)}
+
+
+def share_right(predicted: np.ndarray, labels: np.ndarray | None) -> float | None:
+    """Share of labels that are the true ones, None if these are not known."""
+    return None if labels is None else float(np.mean(predicted == labels))
+
+
+def write_output(config: Config, revealed: np.ndarray) -> None:
+    """Write labels or logits to the file that the config names, if it does."""
+    if config.output:
+        with written_whole(config.output) as temporary, open(temporary, "wb") as file:
+            np.save(file, revealed)
 
 
 def _address(role: str, text: str) -> tuple[str, int]:

@@ -25,13 +25,18 @@ class Config:
     dataset: data.Name = "mnist"
     """The data set whose test images the client has."""
     model: str = mlp.SHIPPED
-    """The network's weights: a .safetensors file or a PyTorch state dict, of fully connected layers."""
+    """The network's weights: a .safetensors file or a PyTorch state dict, of fully connected layers, each
+    but the last followed by ReLU."""
     images: int = 1000
     """How many test images, from the first."""
+    inputs: Path | None = None
+    """The client's own inputs instead: an array [N, ...] in a .npy file, uint8 or numbers in [0, 1]."""
+    output: Path | None = None
+    """Write what the client learns to this .npy file: labels [N], or logits [N, classes]."""
     batch: int = 1000
     """Images a query."""
     comparison: Literal["tables", "fss"] = "tables"
-    """Shared truth tables (least work and bytes) or function secret sharing (two rounds fewer)."""
+    """Shared truth tables (least work, fewest bytes in all) or function secret sharing (two rounds fewer)."""
     reveal: Reveal = "label"
     """What the client learns of each image; at the server, the most that it may learn."""
     fraction_bits: int = 16
@@ -53,7 +58,7 @@ class Config:
     role: Literal["all", "client", "server", "provider"] = "all"
     """All three, each a process of its own on this machine; or only this one, here."""
     client: str = "127.0.0.1:7841"
-    """Address of the client, host:port (for --role, like all that follow)."""
+    """Address of the client, host:port; this flag and all down to --wait are for --role."""
     server: str = "127.0.0.1:7842"
     """Address of the server."""
     provider: str = "127.0.0.1:7843"
@@ -86,17 +91,43 @@ class Config:
             raise ValueError(f"train writes {mlp.SHIPPED}: it goes with no other --model, and with no --role")
 
 
-def client_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The client's inputs `[N, pixels]` float32, normalised, and their labels `[N]`, which stay with it."""
+def client_images(config: Config) -> tuple[np.ndarray, np.ndarray | None]:
+    """The client's inputs `[N, pixels]` float32, normalised, and their labels `[N]`, if it knows them.
+
+    Raises:
+        ValueError: there are not so many test images, or the file of inputs is not what it should be.
+    """
+    images, labels = _test_images(config) if config.inputs is None else (_own_images(config.inputs), None)
+    inputs = (images - np.float32(config.mean)) / np.float32(config.std)
+    return inputs.reshape(len(images), -1), labels
+
+
+def _test_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels in [0, 1] and labels."""
     dataset = data.load(config.dataset, config.data)
     if config.images > len(dataset.test):
         raise ValueError(
             f"images must be at most {len(dataset.test)}, which is all of {dataset.source} {config.dataset}, "
             f"not {config.images}"
         )
-    images = data.scale(dataset.test.images[: config.images])
-    inputs = ((images - np.float32(config.mean)) / np.float32(config.std)).reshape(len(images), -1)
-    return inputs, dataset.test.labels[: config.images]
+    return data.scale(dataset.test.images[: config.images]), dataset.test.labels[: config.images]
+
+
+def _own_images(path: Path) -> np.ndarray:
+    """Numbers in [0, 1] from a .npy file."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, UnicodeError) as error:
+        raise ValueError(f"{path} is no .npy file of numbers") from error
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or not array.size or array.dtype.kind not in "uf":
+        raise ValueError(f"{path} must hold one array [N, ...] of uint8, or of floats in [0, 1]")
+    if array.dtype == np.uint8:
+        return data.scale(array)
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            f"{path} has numbers from {array.min():.4g} to {array.max():.4g}: scale them to [0, 1]"
+        )
+    return array.astype(np.float32)
 
 
 def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:

@@ -1,7 +1,8 @@
 """The network: fully connected layers with ReLU between them, read from a weights file.
 
-Any such network works: the layers are the 2-D tensors named `*.weight` of a safetensors file or a
-PyTorch state dict, in the natural order of their names, each with a `*.bias` or none.
+Any such network works: the layers are the 2-D tensors named `*.weight` of a PyTorch state dict, in its
+order, or of a safetensors file, which keeps none, in the natural order of their names (fc2 before fc10); each
+has a `*.bias` or none. Neither kind of file says which activation there was: it is taken to be ReLU.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def read(path: Path | str) -> list[Layer]:
     """
     path = shipped("models", Path(path).name) if str(path) == SHIPPED else Path(path)
     tensors = _tensors(path)
+    if path.suffix == ".safetensors":
+        tensors = dict(sorted(tensors.items(), key=lambda item: _natural(item[0])))
     try:
         return _layers(tensors)
     except ValueError as error:
@@ -85,13 +88,12 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
 
 
 def _layers(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
-    """The layers in the natural order of their names: fc2 before fc10.
+    """The layers, in the order in which their weights come.
 
     Raises:
         ValueError: these are no fully connected layers that fit together.
     """
     names = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
-    names.sort(key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in _words(name)])
     strange = set(tensors) - {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     if not names or strange:
         what = f"{min(strange)} is neither" if strange else "there is none"
@@ -116,8 +118,9 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     return layers
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"\d+|\D+", name)
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which fc2 comes before fc10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 def logits(layers: Sequence[Layer], inputs: np.ndarray) -> np.ndarray:

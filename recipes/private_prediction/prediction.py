@@ -14,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from recipes import data, parties
+from recipes.files import check_writable
 from recipes.private_prediction import alone, costs, mlp, roles
-from recipes.private_prediction.alone import Report
+from recipes.private_prediction.alone import Report, share_right, write_output
 from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
@@ -31,12 +32,12 @@ class Result:
     """What came out, over all images."""
 
     images: int
-    accuracy: float
-    """Share of images whose encrypted prediction is the true label."""
-    plaintext_accuracy: float
+    accuracy: float | None
+    """Share of images whose encrypted prediction is the true label; None if these are not known."""
+    plaintext_accuracy: float | None
     """The same for the network in the clear, float32."""
     agreement: int
-    """Images whose encrypted label is the plaintext one."""
+    """Images whose encrypted label is the one that the same layers give in the clear."""
     disagreements: tuple[tuple[int, int, int, float], ...]
     """The others: image, label in the clear, encrypted label, gap between the two logits in the clear."""
     max_logit_error: float
@@ -64,7 +65,7 @@ class Result:
     reveal: str
     model: str
     data: str
-    """Which data were used: real or embedded."""
+    """Which data were used: real or embedded test images, or a file of the client's."""
     datasite_agreement: int | None
     """Images whose label the PySyft datasite gives as the plaintext one, None if it was not asked."""
     datasite_seconds: float | None
@@ -82,13 +83,15 @@ def run(config: Config) -> Result | Report:
         ValueError: bad weights, flags that do not fit together, or inputs that the network does not take.
         PartyLost: a process died.
     """
+    if config.output:
+        check_writable(config.output)
     if config.role != "all":
         return alone.run(config)
     if config.train:
         _train(config)
     layers = mlp.read(config.model)
     source = _available(config)
-    config = dataclasses.replace(config, data=source)
+    config = dataclasses.replace(config, data="auto" if source == "file" else source)
     inputs, labels = client_images(config)
     expected = mlp.logits(layers, _check_inputs(inputs, layers, config))
     offered = server_terms(layers, config)  # what does not fit is found before anybody starts
@@ -99,17 +102,18 @@ def run(config: Config) -> Result | Report:
     revealed = np.array(played[CLIENT]["revealed"])
     predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
     plain = expected.argmax(axis=1)
+    write_output(config, revealed)
     return Result(
         images=len(inputs),
-        accuracy=float(np.mean(predicted == labels)),
-        plaintext_accuracy=float(np.mean(plain == labels)),
+        accuracy=share_right(predicted, labels),
+        plaintext_accuracy=share_right(plain, labels),
         agreement=int(np.sum(predicted == plain)),
         disagreements=_disagreements(expected, plain, predicted),
         max_logit_error=float(np.abs(logits - expected).max()),
         reveal=config.reveal,
         model=config.model,
         data=source,
-        **_counted(config, offered, played),
+        **_counted(config, len(inputs), offered, played),
         seconds_imitated=slow and fmean(slow[CLIENT]["online"]),
         **_datasite(config, layers, inputs, plain),
     )
@@ -133,17 +137,17 @@ def play(network: parties.Network, settings: dict[str, Any]) -> dict[str, Any]:
     return {"revealed": answers.revealed.tolist(), **answers.report}
 
 
-def _available(config: Config) -> Literal["real", "embedded"]:
+def _available(config: Config) -> Literal["real", "embedded", "file"]:
     """Which data there are; decided once, so that all processes have the same."""
-    return data.load(config.dataset, config.data).source
+    return "file" if config.inputs else data.load(config.dataset, config.data).source
 
 
 def _check_inputs(inputs: np.ndarray, layers: Sequence[mlp.Layer], config: Config) -> np.ndarray:
     takes = layers[0].weight.shape[1]
     if inputs.shape[1] != takes:
         raise ValueError(
-            f"{config.model} takes {takes} inputs, and images of {config.dataset} have {inputs.shape[1]} "
-            "numbers: name another --dataset"
+            f"{config.model} takes {takes} inputs, and an image of {config.inputs or config.dataset} has "
+            f"{inputs.shape[1]} numbers: name another --dataset, or --inputs"
         )
     return inputs
 
@@ -154,6 +158,7 @@ def session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
     The client's report: `revealed`, `steps`, and seconds (`roles.ask`); the others': `steps`, `images`.
     """
     images = {name: getattr(config, name) for name in ("data", "dataset", "images", "batch", "comparison")}
+    images["inputs"] = config.inputs and str(config.inputs)
     scaling = {name: getattr(config, name) for name in ("mean", "std", "reveal")}
     weights = {"model": config.model, "fraction_bits": config.fraction_bits}
     settings = {CLIENT: images | scaling, SERVER: scaling | weights, PROVIDER: {}}
@@ -169,7 +174,7 @@ def _disagreements(
     )
 
 
-def _counted(config: Config, offered: roles.Terms, played: dict[str, Any]) -> dict[str, Any]:
+def _counted(config: Config, images: int, offered: roles.Terms, played: dict[str, Any]) -> dict[str, Any]:
     """Rounds, bytes and seconds, as the processes counted them."""
     client, server, provider = (played[role] for role in roles.ROLES)
     steps = {
@@ -184,7 +189,7 @@ def _counted(config: Config, offered: roles.Terms, played: dict[str, Any]) -> di
     }
     queries = len(client["online"])
     working = [step for name, step in steps.items() if name != "weights"]
-    first = costs.query(offered.scales, min(config.batch, config.images), config.comparison, config.reveal)
+    first = costs.query(offered.scales, min(config.batch, images), config.comparison, config.reveal)
     networks = {"lan": LAN, "wan": (config.round_trip, config.bandwidth)}
     return {
         "queries": queries,
@@ -226,9 +231,12 @@ def describe(result: Result | Report) -> str:
         return f"{said}{result.bytes_sent:,} bytes sent{right}"
     each = result.seconds_online / result.queries
     lines = [
-        f"test images ({result.data})",
-        f"{result.images:,} images, encrypted: {result.accuracy:.2%} right; "
-        f"in the clear {result.plaintext_accuracy:.2%}",
+        f"{result.images:,} images ({result.data})",
+        *(
+            [f"right on shares {result.accuracy:.2%}, in the clear {result.plaintext_accuracy:.2%}"]
+            if result.accuracy is not None
+            else []
+        ),
         f"label as in the clear: {result.agreement:,} of {result.images:,}",
         *(
             f"  image {image}: {clear} in the clear, {encrypted} encrypted, logits {gap:.2g} apart"
