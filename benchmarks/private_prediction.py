@@ -1,7 +1,7 @@
 """Encrypted prediction beside CrypTen: the same network, the same test images, the label revealed.
 
 All in one run, the peers in turns, every party a process with one thread. This recipe's figures are
-online, from the masked inputs to the label, and end to end, with the provider's work and what the
+online, from the inputs to the label, and end to end, with the provider's work and what the
 parties do before they know the input. CrypTen makes its triples as it needs them, so it has one
 figure, from the plain input to the label. By default party 0 makes them, who could then unmask
 everything; a provider of its own, as ours is, takes another process. Weights are encrypted before

@@ -887,7 +887,7 @@ def wait_for_cpu(process: subprocess.Popen) -> None:
         (["--round-trip", "-1"], "round_trip must be"),
         (["--reveal", "everything"], "reveal"),
         (["--comparison", "guess"], "comparison"),
-        (["--dataset", "cifar-100"], "takes 784 inputs, and images of cifar-100 have 3072 numbers"),
+        (["--dataset", "cifar-100"], "takes 784 inputs, and an image of cifar-100 has 3072 numbers"),
         (["--role", "server"], "--role server needs --secret-file"),
         (["--role", "client", "--secret-file", "/dev/null"], "/dev/null has 0 bytes"),
         (["--role", "client", "--secret-file", "README.md", "--server", "here"], "server must be host:port"),

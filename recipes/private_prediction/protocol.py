@@ -8,7 +8,8 @@ each has a summand of it. Masks are used once. All of it is modulo 2**64, or a s
     z + r         masked    ->  z > 0  masked   a `comparison` of z + r, known, with r, unknown, and a round
     both          masked    ->  relu   shared   looked up in a table of four products of masks
 
-What a party sends is its share of a number plus its share of a mask used for nothing else.
+What a party sends is its share of a number plus its share of a mask used for nothing else; but for the
+last message, the server's share of what is revealed.
 Weights are masked once a session; what does not depend on the input is worked out beforehand.
 (Masked evaluation: Ben-Efraim, Nielsen, Omri, "Turbospeedz", ACNS 2019; lifting to a larger ring by the
 mask's top bit: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020.)

@@ -3,8 +3,9 @@
 Numbers of a layer's input carry `fraction_bits` after the point, so do weights, and their products
 twice as many. What a layer gives is divided by 2**drop_bits, and must then fit a word of
 `word_bits`, for every input that the client may send. Interval arithmetic over the weights gives the
-largest number that can occur. The server does this once and announces the outcome, which is all that
-anybody learns of the weights: sizes, and a whole number of bytes for each layer.
+largest number that can occur. The server does this once and announces the outcome: sizes, and a whole
+number of bytes for each layer; the bound itself, to the bit, only where it leaves fewer bits after the
+point than asked for.
 """
 
 from __future__ import annotations
