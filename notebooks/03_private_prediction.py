@@ -292,7 +292,7 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 # | the images are seen by | the client | the client **and the owner of the network** |
 # | the weights are seen by | the server | the owner of the network |
 # | the labels are seen by | the client | the client and the owner |
-# | who must be trusted | the provider, to side with nobody; all, to follow the protocol | the owner, with the images |
+# | who must be trusted | the provider to side with nobody, all to follow the protocol | the owner |
 # | what the owner of the network controls | whether labels or logits are told | which function may run |
 # | what it takes | 15 kB and 10 rounds an image, and the provider | no cryptography; a person's approval |
 #
@@ -328,8 +328,8 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 # ## Exercise
 #
 # 1. Predict the first 1,000 images with `pp.rehearse(network, images[:1000], fraction_bits=6)`. How many
-#    labels change? With `reveal="logits"`, how large is the largest error, and why does it fall by about half with
-#    each bit?
+#    labels change? With `reveal="logits"`, how large is the largest error, and why does it fall by about
+#    half with each bit?
 # 2. Rounds by step: input 1, layer 1 four (by function secret sharing three), label five (four). Suppose that
 #    layer 1 and the label took one round each. What would be left of the time at a round trip of 200 ms?
 # 3. Train a network of your own in PyTorch, save its `state_dict()`, and run
