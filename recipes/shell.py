@@ -94,7 +94,7 @@ def _mend_streams() -> None:
         try:
             os.fstat(number)
         except OSError:  # closed: the next file would take its number, and be taken for it
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # by the processes that we start
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process

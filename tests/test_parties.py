@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
+import hmac
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -76,9 +79,9 @@ def test_messages_keep_their_order_and_may_be_empty():
             for message in (b"one", b"", b"three"):
                 network.send({"b": message})
             return None
-        return [network.receive("a") for _ in range(3)] if network.role == "b" else None
+        return [network.receive("a") for _ in range(3)]
 
-    assert together(protocol)["b"] == [b"one", b"", b"three"]
+    assert together(protocol, roles="ab")["b"] == [b"one", b"", b"three"]
 
 
 def test_who_does_not_know_the_secret_stays_out(monkeypatch, capfd):
@@ -225,6 +228,60 @@ def test_the_role_that_is_lost_is_named_to_those_who_wait_for_others():
     assert str(result["a"]) == "a heard from b that c is lost"
 
 
+@pytest.mark.parametrize("gone", ["b", "c"])
+def test_a_role_that_dies_while_others_are_waited_for_is_named(gone):
+    """a and one other have met, and wait for the third, which never comes."""
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "abc"}
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+    thread_ended = []
+
+    def wait():
+        with pytest.raises(PartyLost) as error:
+            Network("a", addresses, SECRET, listeners["a"])
+        thread_ended.append(error.value)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    with hello(addresses["a"], **{"from": gone}) as connection:
+        answer = json.loads(connection.recv(1000)[HEADER_BYTES:])
+        words = json.dumps(["call", gone, "a", "00", answer["nonce"]]).encode()
+        body = json.dumps({"proof": hmac.new(SECRET, words, hashlib.sha256).hexdigest()}).encode()
+        connection.sendall(len(body).to_bytes(HEADER_BYTES, "little") + body)
+        time.sleep(0.5)
+        assert thread.is_alive()
+    start = time.monotonic()
+    thread.join()
+    assert time.monotonic() - start < 5
+    assert (thread_ended[0].role, str(thread_ended[0])) == (gone, f"a lost {gone}")
+
+
+def test_strangers_cannot_use_up_all_connections():
+    """More strangers than a process may have open files; then the others come."""
+    code = """
+import resource, socket, sys, threading, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+from recipes.parties import Network
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+addresses = {"a": listener.getsockname(), "b": ("127.0.0.1", 1)}
+with Network("a", addresses, b"secret", listener) as network:
+    print(network.receive("b").decode())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as one:
+        address = ("127.0.0.1", int(one.stdout.readline()))
+        strangers = [socket.create_connection(address, timeout=10) for _ in range(60)]
+        time.sleep(1)
+        for stranger in strangers:
+            stranger.close()
+        listener = socket.create_server(("127.0.0.1", 0))
+        with Network("b", {"a": address, "b": listener.getsockname()}, b"secret", listener) as network:
+            network.send({"a": b"here"})
+            assert one.stdout.read() == b"here\n"
+        one.stderr.read()
+
+
 @pytest.mark.parametrize("message", [b"\xff" * 4, memoryview(b"view"), b"", memoryview(bytes(3_000_000))])
 def test_messages_may_be_any_bytes(message):
     received = together(lambda network: network.exchange(dict.fromkeys(network.sent, message)), roles="ab")
@@ -286,13 +343,19 @@ def test_with_certificates_all_is_encrypted(certificates):
     def protocol(network):
         _, writer = network._streams[next(iter(network.sent))]
         assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
-        return network.exchange(dict.fromkeys(network.sent, secret)), network.sent
+        for size in (1, 100_000, 3_000_000):  # in one direction, many times
+            if network.role == "a":
+                for _ in range(5):
+                    network.send({"b": bytes(size)})
+            elif network.role == "b":
+                assert [len(network.receive("a")) for _ in range(5)] == [size] * 5
+        return network.exchange(dict.fromkeys(network.sent, secret)), network.sent.get("c")
 
     result = together(protocol, tls={role: certificates(role) for role in "abc"})
     for role, (received, sent) in result.items():
         others = [other for other in "abc" if other != role]
         assert received == dict.fromkeys(others, secret)
-        assert sent == dict.fromkeys(others, HEADER_BYTES + len(secret))
+        assert sent == (None if role == "c" else HEADER_BYTES + len(secret))
 
 
 @pytest.mark.parametrize(

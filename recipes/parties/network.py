@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -23,13 +24,14 @@ HEADER_BYTES = 4
 """Every message is preceded by its length, 4 bytes, lowest first."""
 
 PATIENCE = 30.0
-"""Seconds that a role waits for another before it takes it for lost."""
+"""Seconds for which a role may be silent before others take it for lost."""
 
 _FAREWELL = b"\xff\xff\xff\xff"  # instead of a length: the sender ends, and says in a last message for whom
-_BUFFER = 1 << 20  # bytes read at once
+_PART = 1 << 20  # bytes that are sent or read at once
 _LONGEST = 1 << 31  # bytes of a message
 _HELLO_BYTES = 1024  # of strangers no more is read
 _HELLO_SECONDS = 5.0  # and they are not waited for any longer
+_GUESTS = 100  # nor are more of them heard at once
 
 
 class PartyLost(OSError):
@@ -121,10 +123,11 @@ class Network:
         self._contexts = tls and {purpose: tls.context(purpose) for purpose in ssl.Purpose}
         self._loop = asyncio.new_event_loop()
         self._streams: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._headers: dict[str, asyncio.Task[bytes]] = {}  # of first messages, read ahead
         try:
             self._loop.run_until_complete(self._join(addresses, listener, patience or PATIENCE))
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(None, error)
             raise
 
     def __enter__(self) -> Network:
@@ -140,12 +143,15 @@ class Network:
 
         for role, (_, writer) in self._streams.items():
             if lost and role != lost:
-                writer.writelines([_FAREWELL, *_framed(lost.encode())])
+                writer.write(_FAREWELL + _framed(lost.encode()))
             writer.close()
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        closed = [writer.wait_closed() for _, writer in self._streams.values()]
+        with contextlib.suppress(TimeoutError):  # what was said last is to be sent
+            await asyncio.wait_for(asyncio.gather(*closed, return_exceptions=True), 1)
 
     def send(self, messages: Mapping[str, bytes]) -> None:
         """Send each role its message."""
@@ -184,23 +190,33 @@ class Network:
         import asyncio
 
         _, writer = self._streams[role]
-        if self._line:
-            await asyncio.sleep(self._line.delay + len(message) / self._line.bandwidth)
-        for part in _framed(message):
-            writer.write(part)
+        whole = memoryview(message)
+        parts = [whole[start : start + _PART] for start in range(0, len(whole), _PART)] or [whole]
         self.sent[role] += HEADER_BYTES + len(message)
         try:
-            await asyncio.wait_for(writer.drain(), PATIENCE)
+            if self._line:
+                await asyncio.sleep(self._line.delay)
+            for number, part in enumerate(parts):
+                if self._line:
+                    await asyncio.sleep(len(part) / self._line.bandwidth)
+                writer.write(part if number else len(whole).to_bytes(HEADER_BYTES, "little") + part)
+                await asyncio.wait_for(writer.drain(), PATIENCE)
         except (TimeoutError, OSError) as error:
             raise PartyLost(f"{self.role} lost {role}", role) from error
 
     async def _read(self, role: str) -> bytes:
         import asyncio
 
+        reader, _ = self._streams[role]
         try:
-            return await asyncio.wait_for(_message(self._streams[role][0]), PATIENCE)
-        except PartyLost as error:  # the other one has lost somebody
-            raise PartyLost(f"{self.role} heard from {role} that {error.role} is lost", error.role) from error
+            begun = self._headers.pop(role, None) or reader.readexactly(HEADER_BYTES)
+            header = await asyncio.wait_for(begun, PATIENCE)
+            if header == _FAREWELL:
+                lost = (await _frame(reader, _HELLO_BYTES)).decode(errors="replace")
+                raise PartyLost(f"{self.role} heard from {role} that {lost} is lost", lost)
+            return await _body(reader, header, _LONGEST)
+        except PartyLost:
+            raise
         except (TimeoutError, OSError, EOFError) as error:
             raise PartyLost(f"{self.role} lost {role}", role) from error
 
@@ -216,29 +232,47 @@ class Network:
         mine = roles.index(self.role)
         self._awaited, self._complete = set(roles[mine + 1 :]), asyncio.Event()
         door = asyncio.create_task(self._let_in(listener))
+        calls = [self._call(role, *addresses[role]) for role in roles[:mine]]
+        everybody = asyncio.gather(*calls, *([self._complete.wait()] if self._awaited else []))
         try:
             async with asyncio.timeout(patience):
-                await asyncio.gather(*(self._call(role, *addresses[role]) for role in roles[:mine]))
-                if self._awaited:
-                    await self._complete.wait()
-        except PartyLost:
-            raise
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                while not everybody.done():
+                    await asyncio.wait([everybody, *self._headers.values()], timeout=0.1)
+                    await self._check_who_has_gone()
+                await everybody
+        except TimeoutError as error:
             absent = [role for role in roles if role != self.role and role not in self._streams]
-            why = f": {error}" if isinstance(error, ssl.SSLError) else ""
-            raise PartyLost(f"{self.role} could not reach {', '.join(absent)}{why}", absent[0]) from error
+            raise PartyLost(f"{self.role} could not reach {', '.join(absent)}", absent[0]) from error
         finally:
+            everybody.cancel()
             door.cancel()  # from here on nobody is let in
             listener.close()
 
+    async def _check_who_has_gone(self) -> None:
+        """Find out whether a role that has come is lost again, while others are waited for."""
+        for role, header in list(self._headers.items()):
+            if header.done() and (header.exception() or header.result() == _FAREWELL):
+                await self._read(role)
+
     async def _call(self, role: str, host: str, port: int) -> None:
-        """Connect to a role, and prove to each other that we belong to this run."""
-        reader, writer = await _reach(
-            host,
-            port,
-            ssl=self._contexts and self._contexts[ssl.Purpose.SERVER_AUTH],
-            server_hostname=self._contexts and role,
-        )
+        """Connect to a role, and prove to each other that we belong to this run.
+
+        Raises:
+            PartyLost: that role has another secret, or turns us away, or cannot be called at all.
+        """
+        context = self._contexts and self._contexts[ssl.Purpose.SERVER_AUTH]
+        try:
+            reader, writer = await _reach(host, port, ssl=context, server_hostname=context and role)
+            await self._introduce(role, reader, writer)
+        except PartyLost:
+            raise
+        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
+            raise PartyLost(f"{self.role} was turned away by {role}", role) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PartyLost(f"{self.role} could not reach {role}: {error}", role) from error
+
+    async def _introduce(self, role: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The caller's half of the handshake."""
         hello = {"protocol": PROTOCOL, "from": self.role, "to": role, "nonce": secrets.token_hex(16)}
         _put(writer, hello)
         answer = json.loads(await _frame(reader, _HELLO_BYTES))
@@ -253,19 +287,27 @@ class Network:
         import asyncio
 
         listener.setblocking(False)
-        guests = set()
+        guests: set[asyncio.Task[None]] = set()
         while True:
-            connection, address = await self._loop.sock_accept(listener)
-            guests.add(asyncio.create_task(self._greet(connection, *address)))
+            try:
+                connection, address = await self._loop.sock_accept(listener)
+            except OSError:  # too many open files
+                await asyncio.sleep(0.1)
+                continue
+            if len(guests) >= _GUESTS:
+                connection.close()
+                continue
+            guests.add(guest := asyncio.create_task(self._greet(connection, *address)))
+            guest.add_done_callback(guests.discard)
 
     async def _greet(self, connection: socket.socket, host: str, port: int, *_: int) -> None:
         """Let an awaited role in; turn everybody else away, with one line."""
         import asyncio
 
-        reader = asyncio.StreamReader(_BUFFER)
+        reader = asyncio.StreamReader(_PART)
         protocol = asyncio.StreamReaderProtocol(reader)
         context = self._contexts and self._contexts[ssl.Purpose.CLIENT_AUTH]
-        writer = None
+        writer, why = None, ""
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
                 transport, _ = await self._loop.connect_accepted_socket(
@@ -278,31 +320,44 @@ class Network:
             if not self._awaited:
                 self._complete.set()
             return
-        except (TimeoutError, ValueError, TypeError, KeyError, RecursionError, ssl.SSLError):
-            said = f"{self.role}: a stranger at {host}:{port} was turned away"
-            print(said, file=sys.stderr, flush=True)
+        except _Refused as error:
+            why = str(error)
+        except TimeoutError:
+            why = "it kept silent"
+        except ssl.SSLError as error:
+            why = error.reason or str(error)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            why = "it does not speak this protocol"
         except (OSError, EOFError, asyncio.CancelledError):  # whoever it was has gone, or we are going
             pass
+        if why:
+            said = f"{self.role}: a stranger at {host}:{port} was turned away: {why}"
+            print(said, file=sys.stderr, flush=True)
         (writer or connection).close()
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         """Which awaited role this is, once it has proved it.
 
         Raises:
-            ValueError, TypeError, KeyError, RecursionError: it is none, or no role at all.
+            _Refused, ValueError, TypeError, KeyError, RecursionError: it is none, or no role at all.
         """
         hello = json.loads(await _frame(reader, _HELLO_BYTES))
         nonce, role = secrets.token_hex(16), hello["from"]
-        if hello["protocol"] != PROTOCOL or hello["to"] != self.role or role not in self._awaited:
-            raise ValueError
+        if hello["protocol"] != PROTOCOL:
+            raise _Refused("it speaks another version of the protocol")
+        if hello["to"] != self.role or role not in self._awaited:
+            raise _Refused("no such role is awaited")
         if self._contexts and ("DNS", role) not in writer.get_extra_info("peercert")["subjectAltName"]:
-            raise ValueError
+            raise _Refused("its certificate is not that of its role")
         proof = self._proof("accept", role, self.role, hello["nonce"], nonce)
         _put(writer, {"nonce": nonce, "proof": proof})
-        answer = json.loads(await _frame(reader, _HELLO_BYTES))
+        try:
+            answer = json.loads(await _frame(reader, _HELLO_BYTES))
+        except EOFError as error:
+            raise _Refused("it has another secret, or has gone") from error
         proof = self._proof("call", role, self.role, hello["nonce"], nonce)
         if not hmac.compare_digest(proof, str(answer["proof"])) or role not in self._awaited:
-            raise ValueError
+            raise _Refused("it has another secret")
         return role
 
     def _proof(self, *words: str) -> str:
@@ -310,9 +365,20 @@ class Network:
         return hmac.new(self._secret, json.dumps(words).encode(), hashlib.sha256).hexdigest()
 
     def _keep(self, role: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.set_write_buffer_limits(high=0)  # `drain` then waits until all is sent
+        import asyncio
+
+        # `drain` then waits until all is sent; asyncio's TLS would be confused by a limit of 0
+        writer.transport.set_write_buffer_limits(high=1, low=0)
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._streams[role] = reader, writer
+        self._headers[role] = header = asyncio.create_task(reader.readexactly(HEADER_BYTES))
+        header.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # it may never be asked for
+
+
+class _Refused(Exception):
+    """Somebody who is not let in, and why."""
 
 
 async def _reach(host: str, port: int, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -321,35 +387,37 @@ async def _reach(host: str, port: int, **options: Any) -> tuple[asyncio.StreamRe
 
     while True:
         try:
-            return await asyncio.open_connection(host, port, limit=_BUFFER, **options)
-        except ConnectionRefusedError:  # not yet
+            return await asyncio.open_connection(host, port, limit=_PART, **options)
+        except (socket.gaierror, ssl.SSLError, ConnectionResetError, BrokenPipeError):
+            raise
+        except OSError:  # not yet
             await asyncio.sleep(0.2)
 
 
-def _framed(message: bytes) -> list[bytes]:
-    """The message, preceded by its length; in one part if it is small, as copying is cheaper than sending."""
-    header = len(message).to_bytes(HEADER_BYTES, "little")
-    return [header + message] if len(message) < _BUFFER else [header, memoryview(message)]
+def _framed(message: bytes) -> bytes:
+    """The message, preceded by its length."""
+    return len(message).to_bytes(HEADER_BYTES, "little") + message
 
 
 def _put(writer: asyncio.StreamWriter, message: Mapping[str, str]) -> None:
-    writer.writelines(_framed(json.dumps(message).encode()))
+    writer.write(_framed(json.dumps(message).encode()))
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes:
-    """What a role has sent; or it has lost another, and says so."""
-    message = await _frame(reader, _LONGEST, _FAREWELL)
-    if message is None:
-        lost = (await _frame(reader, _HELLO_BYTES)).decode(errors="replace")
-        raise PartyLost(f"{lost} is lost", lost)
-    return message
+async def _frame(reader: asyncio.StreamReader, limit: int) -> bytes:
+    return await _body(reader, await reader.readexactly(HEADER_BYTES), limit)
 
 
-async def _frame(reader: asyncio.StreamReader, limit: int, farewell: bytes = b"") -> bytes | None:
-    header = await reader.readexactly(HEADER_BYTES)
-    if header == farewell:
-        return None
+async def _body(reader: asyncio.StreamReader, header: bytes, limit: int) -> bytes | bytearray:
+    """What follows a header; its sender may take its time, but must not pause for long."""
+    import asyncio
+
     size = int.from_bytes(header, "little")
     if size > limit:
         raise ValueError(f"a message of {size} bytes where {limit} are the most")
-    return await reader.readexactly(size)
+    if size <= _PART:
+        return await asyncio.wait_for(reader.readexactly(size), PATIENCE)
+    body = bytearray(size)
+    for start in range(0, size, _PART):
+        part = min(_PART, size - start)
+        body[start : start + part] = await asyncio.wait_for(reader.readexactly(part), PATIENCE)
+    return body

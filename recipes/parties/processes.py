@@ -99,7 +99,7 @@ def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
         process.kill()
     for reader in readers:
         reader.join()
-    _complain(codes, {role: json.loads(text) for role, text in said.items() if text.strip()})
+    _complain(codes, {role: json.loads(text) for role, text in said.items() if text.endswith("\n")})
     return {role: json.loads(said[role])["result"] for role in processes}
 
 
