@@ -216,8 +216,10 @@ def test_who_is_not_there_yet_is_waited_for():
 
 def test_the_role_that_is_lost_is_named_to_those_who_wait_for_others():
     """a waits for b, and b for c, who leaves: a hears of c."""
+    joined = threading.Barrier(3)
 
     def protocol(network):
+        joined.wait()
         if network.role == "a":
             network.receive("b")
         if network.role == "b":

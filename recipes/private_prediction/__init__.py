@@ -38,9 +38,10 @@ Command: python -m recipes.private_prediction --images 10000
 
 from recipes.private_prediction.alone import Report
 from recipes.private_prediction.config import Config
-from recipes.private_prediction.hazards import images_seen_by, truncation_failures, weights_seen_by
+from recipes.private_prediction.hazards import cut_shares, images_seen_by, weights_seen_by
 from recipes.private_prediction.mlp import Layer, logits, read
 from recipes.private_prediction.prediction import Result, describe, main, plot, run
+from recipes.private_prediction.protocol import fixed_point
 from recipes.private_prediction.rehearsal import Rehearsal, predict, rehearse
 
 __all__ = [
@@ -49,7 +50,9 @@ __all__ = [
     "Rehearsal",
     "Report",
     "Result",
+    "cut_shares",
     "describe",
+    "fixed_point",
     "images_seen_by",
     "logits",
     "main",
@@ -58,6 +61,5 @@ __all__ = [
     "read",
     "rehearse",
     "run",
-    "truncation_failures",
     "weights_seen_by",
 ]

@@ -1,13 +1,15 @@
 """What a session costs by the protocol's formulas, and how long it would take on other networks.
 
-B images, n = B * outputs numbers of `word_bits` in a layer with ReLU, or n = B * pairs of classes for the
-label; C pieces of a number (`comparison.pieces`); 4 bytes of header a message. Per party, online:
+B images; n = B * outputs numbers in a layer with ReLU, n = B * pairs of classes for the label; a plane is
+n / 8 bytes, rounded up; every message has a header of 4 bytes more. Bytes of each party, online:
 
     input           B * inputs * ring_bits / 8                            the client alone
-    layer, ReLU     n * word_bits / 8  +  comparison  +  n / 8  +  n * ring_bits of the next layer / 8
-    label           n * word_bits / 8  +  comparison  +  n / 8  +  B * classes        and B, the server
-    logits          B * classes * word_bits / 8                           the server alone
-    comparison      tables: (2 C - 1) n / 8          fss: nothing
+    layer, ReLU     n * ring_bits / 8  +  comparison  +  2 planes  +  n * ring_bits of the next layer / 8
+    label           n * ring_bits / 8  +  comparison  +  1 plane   +  B * classes    and B, the server
+    logits          B * classes * ring_bits / 8                           the server alone
+    comparison      tables: 2 planes a piece and a group, less 1 each     fss: nothing
+
+With more than 256 classes ranks and labels take 2 bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipes.parties import HEADER_BYTES
-from recipes.private_prediction.comparison import BLOCK, LEAF, PROTOCOLS, pieces
+from recipes.private_prediction.comparison import BLOCK, LEAF, PROTOCOLS, groups, pieces
 from recipes.private_prediction.protocol import Reveal, pairs, rank_type, rank_values
 from recipes.private_prediction.randomness import SEED_BYTES
 from recipes.private_prediction.ring import plane_bytes
@@ -74,16 +76,15 @@ def query(scales: Sequence[Scale], batch: int, comparison: str, reveal: Reveal) 
         dealt = _message(WORD_BYTES * batch * scale.outputs)
         steps[f"layer {number}"] = Cost(offline=dealt)
         if scale is not last:
-            signs = _signs(batch * scale.outputs, scale.word_bits, comparison)
+            signs = _signs(batch * scale.outputs, scale.ring_bits, scale.drop_bits, comparison)
             opened = _message(batch * scale.outputs * scales[number].ring_bits // 8)
-            words = WORD_BYTES * batch * scale.outputs
-            select = Cost(1, opened, opened, _message(words) + _message(4 * words))
+            select = Cost(1, opened, opened, _message(7 * WORD_BYTES * batch * scale.outputs))
             steps[f"layer {number}"] += signs + select
     if reveal == "logits":
-        steps[reveal] = Cost(1, 0, _message(batch * last.outputs * last.word_bits // 8))
+        steps[reveal] = Cost(1, 0, _message(batch * last.outputs * last.ring_bits // 8))
     else:
         size = np.dtype(rank_type(last.outputs)).itemsize
-        signs = _signs(batch * pairs(last.outputs), last.word_bits, comparison)
+        signs = _signs(batch * pairs(last.outputs), last.ring_bits, 0, comparison)
         ranks = _message(size * batch * last.outputs)
         masks = _message(size * batch * pairs(last.outputs))
         table = masks + _message(size * batch * last.outputs * rank_values(last.outputs))
@@ -98,22 +99,34 @@ def _message(size: int) -> int:
     return HEADER_BYTES + size
 
 
-def _signs(numbers: int, bits: int, comparison: str) -> Cost:
-    """Of the signs of that many numbers."""
+def _signs(numbers: int, bits: int, low: int, comparison: str) -> Cost:
+    """Of the signs of that many numbers, and the carries from their low bits."""
     plane = plane_bytes(numbers)
-    rounds = PROTOCOLS[comparison].rounds
-    opened, offline = 0, 0
-    if comparison == "tables":
-        count = len(pieces(bits - 1))
-        opened = _message((2 * count - 1) * plane)
-        tables = sum((1 << size) - 1 for size in pieces(bits - 1))
-        products = (1 << count - 1) - 1, (1 << count) - 1
-        offline = sum(_message(rows * plane) for rows in (tables, *products))
-    else:
-        keys = 16 * numbers * (max(bits - 1 - LEAF, 0) + 1)
-        offline = 2 * (keys + HEADER_BYTES * -(-numbers // BLOCK))
-    sent = _message(numbers * bits // 8) + opened + _message(plane)
-    return Cost(2 + rounds, sent, sent, offline)
+    compared, dealt = (_tables if comparison == "tables" else _keys)(numbers, bits - 1, low)
+    sent = _message(numbers * bits // 8) + compared + _message((1 + (low > 0)) * plane)
+    return Cost(2 + PROTOCOLS[comparison]().rounds(bits - 1, low), sent, sent, dealt)
+
+
+def _tables(numbers: int, bits: int, low: int) -> tuple[int, int]:
+    """Bytes of each party, and of the provider, for comparisons by truth tables."""
+    plane = plane_bytes(numbers)
+    sizes = [pieces(group) for group in groups(bits, low)]
+    count = sum(map(len, sizes))
+    opened = _message((2 * count - 1) * plane)
+    rows = [sum((1 << size) - 1 for group in sizes for size in group)]
+    for group in sizes:
+        rows += [(1 << len(group) - (group is sizes[-1])) - 1, (1 << len(group)) - 1]
+    if len(sizes) > 1:
+        opened += _message((2 * len(sizes) - 1) * plane)
+        rows += [(1 << len(sizes) - 1) - 1, (1 << len(sizes)) - 1]
+    return opened, sum(_message(count * plane) for count in rows)
+
+
+def _keys(numbers: int, bits: int, low: int) -> tuple[int, int]:
+    """The same by function secret sharing."""
+    blocks = -(-numbers // BLOCK)
+    keys = [16 * numbers * (max(width - LEAF, 0) + 1) for width in (bits, low) if width]
+    return 0, 2 * sum(key + HEADER_BYTES * blocks for key in keys)
 
 
 def projected(steps: Mapping[str, Cost], computing: float, round_trip: float, bandwidth: float) -> float:

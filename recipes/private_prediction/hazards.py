@@ -1,4 +1,4 @@
-"""What can go wrong, shown: truncation where it fails, and a provider that takes sides."""
+"""What can go wrong, shown: rounding that fails and tells, and a provider that takes sides."""
 
 from __future__ import annotations
 
@@ -14,36 +14,34 @@ from recipes.private_prediction.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
-class Truncation:
-    """How often a shared number was off by more than one after it had been cut."""
+class CutShares:
+    """What happens if each party rounds a shared number by cutting the lowest bits of its own share."""
 
     expected: float
-    """Probability of a failure in the whole ring: |x| / 2**64."""
-    in_the_ring: float
-    """Frequency if each party cuts its share and takes the result for a share in the whole ring."""
-    in_the_smaller_ring: float
-    """Frequency if it is taken for a share modulo 2**(64 - drop_bits), as this recipe does."""
+    """Probability that the result is off by more than one, |x| / 2**64."""
+    failures: float
+    """How often it was."""
+    correlation: float
+    """Of the result, where it was not, with the lowest bits of party 0's own share."""
 
 
-def truncation_failures(
-    value: int, drop_bits: int, trials: int, generator: np.random.Generator
-) -> Truncation:
-    """Share a number many times, cut the shares, and count.
+def cut_shares(value: int, drop_bits: int, trials: int, generator: np.random.Generator) -> CutShares:
+    """Share a number many times, cut the shares, and see.
 
-    The usual way, to cut and carry on in the whole ring (Mohassel and Zhang, "SecureML", 2017), fails
-    whenever the shares' sum wraps around, which happens the more often the larger the number.
+    The usual way: one party cuts its share, the other the negative of its share (Mohassel and Zhang,
+    "SecureML", 2017). It fails whenever the shares' sum wraps around, the more often the larger the number.
+    And where it does not fail, the result is one of two neighbours, and which of them depends on the
+    shares: whoever sees what follows from it can hold that against its own share. A client that asks for
+    the same image often enough gets the weights so, logits or labels, although every message is uniform.
     """
     first = generator.integers(0, 1 << 64, trials, np.uint64)
     second = np.uint64(value % (1 << 64)) - first
     cut = np.uint64(drop_bits)
-    whole = (first >> cut) - ((np.uint64(0) - second) >> cut)  # SecureML: party 1 cuts the negated share
-    smaller = ring.drop(first, drop_bits, 0) + ring.drop(second, drop_bits, 1)
-    quotient = value / (1 << drop_bits)
-    wrong = [
-        float(np.mean(np.abs(ring.decode(words, 0, bits) - quotient) > 1))
-        for words, bits in ((whole, 64), (smaller, 64 - drop_bits))
-    ]
-    return Truncation(abs(value) / 2.0**64, *wrong)
+    result = ((first >> cut) - ((np.uint64(0) - second) >> cut)).view(np.int64).astype(np.float64)
+    right = np.abs(result - value / (1 << drop_bits)) <= 1
+    own = ring.lowest(first, drop_bits).astype(np.float64)
+    correlation = np.corrcoef(result[right], own[right])[0, 1] if np.ptp(result[right]) else 0.0
+    return CutShares(abs(value) / 2.0**64, float(np.mean(~right)), float(correlation))
 
 
 def images_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> np.ndarray:
@@ -53,14 +51,14 @@ def images_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> np.ndarray:
     """
     first = rehearsal.terms.scales[0]
     batch = _batch(rehearsal)
-    size = batch * first.inputs * first.ring_bits // 8
-    message = next(m for sender, m in rehearsal.received[SERVER] if sender == CLIENT and len(m) == size)
+    messages = [message for sender, message in rehearsal.received[SERVER] if sender == CLIENT]
+    message = messages[2]  # after what it wants, and how many images there are
     masked = ring.from_bytes(message, first.ring_bits, (batch, first.inputs))
     if provider_helps:
         source = _replayed(rehearsal)
         protocol.deal_weights(source, rehearsal.terms.scales)
         masked -= source.mask_of(CLIENT, batch, first.inputs)[0]
-    return ring.decode(masked, first.input_fraction_bits, first.ring_bits)
+    return ring.decode(masked, first.input_bits, first.ring_bits)
 
 
 def weights_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> list[Layer]:
@@ -74,7 +72,7 @@ def weights_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> list[Layer]:
         if provider_helps:
             numbers -= np.concatenate([mask.weight, mask.bias[None]])
         weight = ring.decode(numbers[:-1], scale.weight_bits, scale.ring_bits)
-        bias = ring.decode(numbers[-1], scale.input_fraction_bits + scale.weight_bits, scale.ring_bits)
+        bias = ring.decode(numbers[-1], scale.product_bits, scale.ring_bits)
         found.append(Layer(weight.T.astype(np.float32), bias.astype(np.float32)))
     return found
 

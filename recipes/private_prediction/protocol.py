@@ -1,4 +1,4 @@
-"""Linear layers, ReLU and argmax on masked and shared numbers, in the order in which a query runs.
+"""Linear layers, rounding, ReLU and argmax on masked and shared numbers, in the order in which a query runs.
 
 A number x is *masked* if both parties know x + r, and have shares of the mask r; it is *shared* if
 each has a summand of it. Masks are used once. All of it is modulo 2**64, or a smaller power of two.
@@ -6,11 +6,15 @@ each has a summand of it. Masks are used once. All of it is modulo 2**64, or a s
     x + r, w + s  masked    ->  x w    shared   (x + r) w - r (w + s) + r s, each party its part of it
     z             shared    ->  z + r  masked   one round: each tells the other its share, masked
     z + r         masked    ->  z > 0  masked   a `comparison` of z + r, known, with r, unknown, and a round
-    both          masked    ->  relu   shared   looked up in a table of four products of masks
+    both          masked    ->  relu   shared   looked up in a table of products of masks
 
 What a party sends is its share of a number plus its share of a mask used for nothing else; but for the
 last message, the server's share of what is revealed.
 Weights are masked once a session; what does not depend on the input is worked out beforehand.
+
+All of it is exact: what comes out is what `fixed_point` computes in the clear, bit for bit. Rounding on
+shares would be cheaper if each party cut its own share; but then the result depends on the shares, a
+party can hold it against its own, and learns the weights bit by bit (`hazards.cut_shares`).
 (Masked evaluation: Ben-Efraim, Nielsen, Omri, "Turbospeedz", ACNS 2019; lifting to a larger ring by the
 mask's top bit: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020.)
 """
@@ -150,7 +154,7 @@ def share_weights(party: Party, scales: Sequence[Scale], layers: Sequence[Layer]
         bits = scale.ring_bits
         if layers is not None:
             weight = ring.encode(layers[number].weight.T, scale.weight_bits) + weight_mask
-            bias = ring.encode(layers[number].bias, scale.input_fraction_bits + scale.weight_bits) + bias_mask
+            bias = ring.encode(layers[number].bias, scale.product_bits) + bias_mask
             message = ring.to_bytes(weight, bits) + ring.to_bytes(bias, bits)
             party.tell(message)
         else:
@@ -170,14 +174,15 @@ def share_weights(party: Party, scales: Sequence[Scale], layers: Sequence[Layer]
 
 @dataclass
 class SignMaterial:
-    """For the signs of n numbers of `bits` bits."""
+    """For the signs of n numbers of `bits` bits, and the carries from their `low` lowest bits."""
 
     bits: int
+    low: int
     mask: np.ndarray
     """`[n]` uint64: shares of a mask modulo 2**bits; at the provider the mask."""
     comparison: Any
-    flip: np.ndarray
-    """A plane; signs are opened XOR `flip`, XOR the mask's top bit."""
+    flips: np.ndarray
+    """Planes; signs and carries are opened XOR these, signs XOR the mask's top bit, too."""
 
 
 @dataclass
@@ -192,8 +197,9 @@ class LayerMaterial:
     sign_mask: np.ndarray | None = None
     """`[n]`: shares of the masks of the signs, in the ring in which they are summed up."""
     products: np.ndarray | None = None
-    """`[4, n]` uint64: ReLU's table. Row 2 p + e: of (sign) * (mask, lifted), if the masked sign is p
-    and the masked number's top bit is 1 - e."""
+    """`[7, n]` uint64, ReLU's table. Row 2 p + e: shares of (sign) * (mask, rounded down and lifted), if the
+    masked sign is p and the masked number's top bit 1 - e. Then the masks of sign and carry, and their
+    product."""
     rank_mask: np.ndarray | None = None
     """`[batch, classes]`: shares of masks of ranks."""
     rank_table: np.ndarray | None = None
@@ -231,7 +237,7 @@ def deal(
             constant += product
         material = LayerMaterial(constant, mask if whole is None else whole)
         if number < len(layers) - 1:
-            _deal_relu(source, comparison, batch * scale.outputs, scale.word_bits, material)
+            _deal_relu(source, comparison, batch * scale.outputs, scale, material)
         elif reveal == "label":
             _deal_argmax(source, comparison, batch, scale, material)
         materials.append(material)
@@ -240,40 +246,45 @@ def deal(
 
 
 def _deal_sign(
-    source: Source, comparison: Comparison, numbers: int, bits: int
+    source: Source, comparison: Comparison, numbers: int, bits: int, low: int
 ) -> tuple[SignMaterial, np.ndarray | None]:
-    """Material, and at the provider the mask of the sign, `[n]` uint64 of 0 and 1."""
+    """Material, and at the provider the masks of sign and carry, `[1 or 2, n]` uint64 of 0 and 1."""
     mask = ring.lowest(source.mask(numbers), bits)
-    material = comparison.deal(source, numbers, bits - 1, ring.lowest(mask, bits - 1))
-    flip = source.mask_planes(1, numbers)[0]
-    sign_mask = None
+    material = comparison.deal(source, numbers, bits - 1, low, ring.lowest(mask, bits - 1))
+    flips = source.mask_planes(1 + (low > 0), numbers)
+    masks = None
     if isinstance(source, Dealer):
-        sign_mask = ring.unpacked(flip, (numbers,)) ^ (mask >> np.uint64(bits - 1))
-    return SignMaterial(bits, mask, material, flip), sign_mask
+        masks = np.stack([ring.unpacked(flip, (numbers,)) for flip in flips])
+        masks[0] ^= mask >> np.uint64(bits - 1)
+    return SignMaterial(bits, low, mask, material, flips), masks
 
 
 def _deal_relu(
-    source: Source, comparison: Comparison, numbers: int, bits: int, material: LayerMaterial
+    source: Source, comparison: Comparison, numbers: int, scale: Scale, material: LayerMaterial
 ) -> None:
-    material.sign, sign_mask = _deal_sign(source, comparison, numbers, bits)
-    mask = material.sign.mask
+    bits, drop = scale.ring_bits, scale.drop_bits
+    material.sign, masks = _deal_sign(source, comparison, numbers, bits, drop)
 
     def products() -> np.ndarray:
-        lifted = mask - ((mask >> np.uint64(bits - 1)) << np.uint64(bits))  # if x + mask wrapped around
-        rows = np.stack([mask, lifted])
-        positive = sign_mask * rows
-        return np.concatenate([positive, rows - positive])
+        sign, carry = masks
+        mask = material.sign.mask
+        rounded = mask >> np.uint64(drop)
+        lifted = rounded - (
+            (mask >> np.uint64(bits - 1)) << np.uint64(bits - drop)
+        )  # x + mask wrapped around
+        rows = np.stack([rounded, lifted])
+        positive = sign * rows
+        return np.concatenate([positive, rows - positive, [sign, carry, sign * carry]])
 
-    material.sign_mask = source.share((numbers,), lambda: sign_mask)
-    material.products = source.share((4, numbers), products)
+    material.products = source.share((7, numbers), products)
 
 
 def _deal_argmax(
     source: Source, comparison: Comparison, batch: int, scale: Scale, material: LayerMaterial
 ) -> None:
     classes, kind = scale.outputs, rank_type(scale.outputs)
-    material.sign, sign_mask = _deal_sign(source, comparison, batch * pairs(classes), scale.word_bits)
-    material.sign_mask = source.share((batch, pairs(classes)), lambda: _as(sign_mask, kind, batch), kind)
+    material.sign, masks = _deal_sign(source, comparison, batch * pairs(classes), scale.ring_bits, 0)
+    material.sign_mask = source.share((batch, pairs(classes)), lambda: _as(masks[0], kind, batch), kind)
     material.rank_mask = mask = source.mask(batch, classes, dtype=kind)
     size = rank_values(classes)
 
@@ -323,7 +334,6 @@ def evaluate(
     party.tally.mark("input")
     for number, (layer, material) in enumerate(zip(layers, materials, strict=True)):
         share = ring.product(public, layer.share) + material.constant
-        share = ring.drop(share, layer.scale.drop_bits, party.index)
         if number < len(layers) - 1:
             following = materials[number + 1].input_mask
             active = relu(party, share.ravel(), material).reshape(share.shape)
@@ -342,7 +352,7 @@ def open_input(party: Party, scale: Scale, material: LayerMaterial, inputs: np.n
     bits, shape = scale.ring_bits, material.input_mask.shape
     if inputs is None:
         return ring.from_bytes(party.listen(), bits, shape)
-    public = ring.lowest(ring.encode(inputs, scale.input_fraction_bits) + material.input_mask, bits)
+    public = ring.lowest(ring.encode(inputs, scale.input_bits) + material.input_mask, bits)
     party.tell(ring.to_bytes(public, bits))
     return public
 
@@ -351,28 +361,38 @@ def sign(party: Party, share: np.ndarray, material: SignMaterial) -> tuple[np.nd
     """Open n shared numbers, masked, and where they are not negative, masked.
 
     Returns:
-        number + mask `[n]` uint64, and a plane of [number >= 0] XOR its mask.
+        number + mask `[n]` uint64, and planes: [number >= 0] XOR its mask; and, if `low` is not 0, the
+        carry [low bits of number + mask < low bits of mask] XOR its mask.
     """
     bits = material.bits
     public = party.open_words(share + material.mask, bits)
-    less = party.comparison.less(party, ring.lowest(public, bits - 1), bits - 1, material.comparison)
-    top = np.packbits((public >> np.uint64(bits - 1)).astype(np.uint8), bitorder="little")
-    return public, ~(party.open_planes(less ^ material.flip) ^ top)
+    below = ring.lowest(public, bits - 1)
+    less = party.comparison.less(party, below, bits - 1, material.low, material.comparison)
+    opened = party.open_planes(less ^ material.flips)
+    opened[0] ^= ~np.packbits((public >> np.uint64(bits - 1)).astype(np.uint8), bitorder="little")
+    return public, opened
 
 
 def relu(party: Party, share: np.ndarray, material: LayerMaterial) -> np.ndarray:
-    """Shares modulo 2**64 of max(x, 0), from shares of x `[n]` modulo 2**word_bits."""
-    public, plane = sign(party, share, material.sign)
-    positive = ring.unpacked(plane, public.shape)  # masked
-    not_top = (public >> np.uint64(material.sign.bits - 1)) == 0
-    rows = material.products
+    """Shares modulo 2**64 of max(x, 0), rounded, from shares of x `[n]` modulo 2**ring_bits."""
+    bits, drop = material.sign.bits, material.sign.low
+    first = np.uint64(party.index == 0)
+    half = first << np.uint64(drop - 1)  # to round to the nearest
+    public, planes = sign(party, share + half, material.sign)
+    positive, carry = (ring.unpacked(plane, public.shape).astype(bool) for plane in planes)  # masked
+    not_top = (public >> np.uint64(bits - 1)) == 0
+    *rows, positive_mask, carry_mask, both_masks = material.products
     product = np.where(positive, np.where(not_top, rows[3], rows[2]), np.where(not_top, rows[1], rows[0]))
-    return public * _unmask(party, positive, material.sign_mask) - product
+    of_positive = _unmask(positive, positive_mask, first)
+    # (positive XOR mask) * (carry XOR mask)
+    with_mask = np.where(positive, carry_mask - both_masks, both_masks)
+    carried = np.where(carry, of_positive - with_mask, with_mask)
+    return (public >> np.uint64(drop)) * of_positive - product - carried
 
 
-def _unmask(party: Party, masked: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Shares of a bit, from the bit XOR a mask and shares of the mask, of the same unsigned type."""
-    return np.where(masked, masked.dtype.type(party.index == 0) - mask, mask)
+def _unmask(masked: np.ndarray, mask: np.ndarray, first: np.unsignedinteger) -> np.ndarray:
+    """Shares of a bit, from the bit XOR a mask, shares of the mask, and this party's share of 1."""
+    return np.where(masked, first - mask, mask)
 
 
 def reveal_label(party: Party, share: np.ndarray, material: LayerMaterial) -> np.ndarray | None:
@@ -383,14 +403,15 @@ def reveal_label(party: Party, share: np.ndarray, material: LayerMaterial) -> np
     batch, classes = share.shape
     kind = rank_type(classes)
     first, second = np.triu_indices(classes, 1)
-    _, plane = sign(party, (share[:, first] - share[:, second]).ravel(), material.sign)
-    masked = ring.unpacked(plane, (batch, len(first))).astype(kind)
-    wins = _unmask(party, masked, material.sign_mask)  # of the first of each pair
-    losses = kind(party.index == 0) - wins
+    _, (plane,) = sign(party, (share[:, first] - share[:, second]).ravel(), material.sign)
+    one = kind(party.index == 0)
+    masked = ring.unpacked(plane, (batch, len(first))).astype(bool)
+    wins = _unmask(masked, material.sign_mask, one)  # of the first of each pair
+    losses = one - wins
     ranks = np.stack(
         [
-            wins[:, first == one].sum(axis=1, dtype=kind) + losses[:, second == one].sum(axis=1, dtype=kind)
-            for one in range(classes)
+            wins[:, first == k].sum(axis=1, dtype=kind) + losses[:, second == k].sum(axis=1, dtype=kind)
+            for k in range(classes)
         ],
         axis=1,
     )
@@ -406,7 +427,22 @@ def reveal_label(party: Party, share: np.ndarray, material: LayerMaterial) -> np
 def reveal_logits(party: Party, share: np.ndarray, scale: Scale) -> np.ndarray | None:
     """To the client the logits."""
     if party.role == SERVER:
-        party.tell(ring.to_bytes(share, scale.word_bits))
+        party.tell(ring.to_bytes(share, scale.ring_bits))
         return None
-    words = share + ring.from_bytes(party.listen(), scale.word_bits, share.shape)
-    return ring.decode(words, scale.fraction_bits, scale.word_bits)
+    words = share + ring.from_bytes(party.listen(), scale.ring_bits, share.shape)
+    return ring.decode(words, scale.product_bits, scale.ring_bits)
+
+
+# ---- the same in the clear
+
+
+def fixed_point(layers: Sequence[Layer], scales: Sequence[Scale], inputs: np.ndarray) -> np.ndarray:
+    """The logits `[N, classes]` float64 that the protocol computes, without the protocol."""
+    words = ring.encode(inputs, scales[0].input_bits)
+    for layer, scale in zip(layers, scales, strict=True):
+        weight = ring.encode(layer.weight.T, scale.weight_bits)
+        words = ring.product(words, weight) + ring.encode(layer.bias, scale.product_bits)
+        if scale.drop_bits:
+            half = np.int64(1 << (scale.drop_bits - 1))
+            words = np.maximum((words.view(np.int64) + half) >> np.int64(scale.drop_bits), 0).view(np.uint64)
+    return ring.decode(words, scale.product_bits)

@@ -42,17 +42,6 @@ def lowest(words: np.ndarray, bits: int) -> np.ndarray:
     return words if bits == WORD_BITS else words & np.uint64((1 << bits) - 1)
 
 
-def drop(share: np.ndarray, fraction_bits: int, index: int) -> np.ndarray:
-    """Divide a shared number by 2**fraction_bits, each party its own share, without a message.
-
-    What the lowest bits of the shares carry over is lost, which party 0 makes up for on average: the
-    result is one of the two integers next to the quotient, the nearer one more often. That is so
-    modulo 2**(64 - fraction_bits), and there only: whoever takes the result for a number modulo
-    2**64 is off by 2**(64 - fraction_bits) now and then (see `hazards`).
-    """
-    return (share >> np.uint64(fraction_bits)) + np.uint64(index == 0)
-
-
 def to_bytes(words: np.ndarray, bits: int) -> bytes:
     """The lowest `bits` (a multiple of 8) of every word, lowest byte first."""
     return np.ascontiguousarray(_as_bytes(words)[:, : bits // 8]).tobytes()

@@ -1,15 +1,15 @@
 """Fixed point without overflow: how many bits every layer's numbers need, proved from the weights.
 
-Numbers of a layer's input carry `fraction_bits` after the point, so do weights, and their products
-twice as many. What a layer gives is divided by 2**drop_bits, and must then fit a word of
-`word_bits`, for every input that the client may send. Interval arithmetic over the weights gives the
-largest number that can occur. The server does this once and announces the outcome: sizes, and a whole
-number of bytes for each layer; the bound itself, to the bit, only where it leaves fewer bits after the
-point than asked for.
+Numbers of a layer's input have some bits after the point, so have weights, and their products as many as
+both together. They must fit the ring for every input that the client may send; interval arithmetic over
+the weights gives the largest that can occur. Before ReLU, numbers are rounded to the bits that the next
+layer takes. The server works all this out once, and announces it: sizes, and for each layer a whole number
+of bytes. Everybody may know that; it bounds the weights a little.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +18,6 @@ import numpy as np
 from recipes.private_prediction.mlp import Layer
 from recipes.private_prediction.ring import WORD_BITS
 
-_LONGEST_WORD = 48
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -27,61 +25,67 @@ class Scale:
 
     inputs: int
     outputs: int
+    input_bits: int
+    """Bits after the point of inputs."""
     weight_bits: int
     """Bits after the point of weights."""
     drop_bits: int
-    """By how many bits the layer's outputs are cut."""
-    fraction_bits: int
-    """Bits after the point of outputs, once cut."""
-    word_bits: int
-    """Bits of a word that holds an output, or a difference of two; a multiple of 8."""
+    """By how many bits outputs are rounded; 0 for the last layer."""
+    ring_bits: int
+    """Outputs, and for the label their differences, are computed modulo 2**ring_bits; a multiple of 8."""
 
     @property
-    def ring_bits(self) -> int:
-        """Outputs before the cut are needed modulo 2**ring_bits, and so are the inputs; a multiple of 8."""
-        return -(-(self.drop_bits + self.word_bits) // 8) * 8
-
-    @property
-    def input_fraction_bits(self) -> int:
-        """Bits after the point of inputs."""
-        return self.drop_bits + self.fraction_bits - self.weight_bits
+    def product_bits(self) -> int:
+        """Bits after the point of outputs before they are rounded."""
+        return self.input_bits + self.weight_bits
 
 
 def scales(layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: float) -> list[Scale]:
     """Scales at which no number overflows, whatever the input in [lowest, highest].
 
     Args:
-        fraction_bits: of inputs, weights and activations; of the last as many as fit.
+        fraction_bits: of inputs and weights; activations have as many, or as many as fit.
         lowest, highest: the range of the network's inputs.
 
     Raises:
         ValueError: the numbers can become too large for the ring.
     """
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest):
+        raise ValueError(f"inputs must lie in a range of numbers, not from {lowest} to {highest}")
+    for activation_bits in range(fraction_bits, 0, -1):
+        found, problem = _scales(layers, fraction_bits, activation_bits, lowest, highest)
+        if not problem:
+            return found
+    raise ValueError(problem)
+
+
+def _scales(
+    layers: Sequence[Layer], fraction_bits: int, activation_bits: int, lowest: float, highest: float
+) -> tuple[list[Scale], str]:
+    """Scales, or why there are none."""
     found: list[Scale] = []
     given = fraction_bits
     low, high = np.full(layers[0].weight.shape[1], lowest), np.full(layers[0].weight.shape[1], highest)
     for number, layer in enumerate(layers, 1):
         last = number == len(layers)
         low, high = _interval(layer, low, high, given, fraction_bits)
-        largest = max(float(np.max(high)), -float(np.min(low)))
-        reach = 1 + largest * (2 if last else 1)  # of the last, differences are compared
-        whole = 1 + int(np.frexp(reach)[1])  # a sign, and bits before the point
-        fraction = min(fraction_bits, _LONGEST_WORD - whole)
-        drop = given + fraction_bits - fraction
-        word = -(-(whole + fraction) // 8) * 8
+        reach = 1 + max(float(np.max(high)), -float(np.min(low))) * (2 if last else 1)  # differences
         constants = max(float(np.abs(layer.weight).max()), float(np.abs(layer.bias).max()) * 2.0**given)
+        ring = -(-(1 + math.frexp(reach)[1] + given + fraction_bits) // 8) * 8  # a sign, and before the point
         if (
-            fraction < 1
-            or drop + word > WORD_BITS
+            not reach < math.inf
+            or ring > WORD_BITS
             or constants * 2.0**fraction_bits >= 2.0 ** (WORD_BITS - 2)
         ):
-            raise ValueError(
+            return [], (
                 f"layer {number} can give numbers of {reach:.3g}, too large for {WORD_BITS} bits with "
-                f"{fraction_bits} of them after the point: scale the weights down, or use fewer fraction bits"
+                f"{given + fraction_bits} of them after the point: scale the weights down, or use fewer "
+                "fraction bits"
             )
-        found.append(Scale(*layer.weight.shape[::-1], fraction_bits, drop, fraction, word))
-        low, high, given = np.maximum(low, 0), np.maximum(high, 0), fraction
-    return found
+        drop = 0 if last else given + fraction_bits - activation_bits
+        found.append(Scale(*layer.weight.shape[::-1], given, fraction_bits, drop, ring))
+        low, high, given = np.maximum(low, 0), np.maximum(high, 0), activation_bits
+    return found, ""
 
 
 def _interval(
