@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import socket
+import ssl
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from tqdm import tqdm
 from recipes.files import written_whole
 from recipes.parties import Network, Tls
 from recipes.private_prediction import mlp, roles
-from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
+from recipes.private_prediction.config import Config, client_images, input_range, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
 SHORTEST_SECRET = 16
@@ -41,15 +44,17 @@ def run(config: Config) -> Report:
         PartyLost: another role does not appear, is a stranger, or dies.
     """
     addresses = {role: _address(role, getattr(config, role)) for role in roles.ROLES}
+    if len(set(addresses.values())) < len(addresses):
+        raise ValueError("--client, --server and --provider must be three addresses")
     secret, tls = _secret(config), _tls(config)
-    if tls is None and any(not _is_loopback(host) for host, _ in addresses.values()):
-        print(
-            f"{config.role}: connections are not encrypted, and whoever listens to them learns everything: "
-            "give --certificate, --key and --authority",
-            file=sys.stderr,
-        )
     prepared = _prepare(config)  # before anybody else is kept waiting
     with _listen(config.role, *addresses[config.role]) as listener:
+        if tls is None and not all(_is_loopback(host) for host, _ in addresses.values()):
+            print(
+                f"{config.role}: connections are not encrypted, and whoever listens to them learns "
+                "everything: give --certificate, --key and --authority",
+                file=sys.stderr,
+            )
         print(f"{config.role}: waiting for the other two", file=sys.stderr, flush=True)
         line = slow_line(config) if config.imitate else None
         network = Network(config.role, addresses, secret, listener, tls=tls, line=line, patience=config.wait)
@@ -86,7 +91,9 @@ def _play(config: Config, network: Network, prepared: Any) -> Report:
 def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     order = roles.Order(config.comparison, config.reveal)
     with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
-        answers = roles.ask(network, inputs, config.batch, order, lambda done: bar.update(done - bar.n))
+        answers = roles.ask(
+            network, inputs, config.batch, order, input_range(config), lambda done: bar.update(done - bar.n)
+        )
     revealed = answers.revealed
     write_output(config, revealed)
     predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
@@ -120,7 +127,9 @@ def _listen(role: str, host: str, port: int) -> socket.socket:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _secret(config: Config) -> bytes:
@@ -139,7 +148,8 @@ def _secret(config: Config) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read(4096)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -150,4 +160,6 @@ def _tls(config: Config) -> Tls | None:
         return None
     if not all(files):
         raise ValueError("--certificate, --key and --authority go together")
-    return Tls(*files)
+    tls = Tls(*files)
+    tls.context(ssl.Purpose.CLIENT_AUTH)  # find out now whether they are what they should be
+    return tls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,11 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 4 <= self.fraction_bits <= 20:
             raise ValueError(f"fraction_bits must be from 4 to 20, not {self.fraction_bits}")
-        for name in ("std", "bandwidth", "wait"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean must be a number, not {self.mean}")
+        for name, least in (("std", 1e-6), ("bandwidth", 1e-3), ("wait", 1e-3)):
+            if not least <= getattr(self, name) <= 1e9:
+                raise ValueError(f"{name} must be from {least:g} to 1e9, not {getattr(self, name)}")
+        if not abs(self.mean) <= 1e9:
+            raise ValueError(f"mean must be a number, at most 1e9, not {self.mean}")
         if not 0 <= self.round_trip <= 10_000:
             raise ValueError(f"round_trip must be from 0 to 10000 milliseconds, not {self.round_trip}")
         if self.train and (self.role != "all" or self.model != mlp.SHIPPED):
@@ -132,10 +131,13 @@ def _own_images(path: Path) -> np.ndarray:
 
 def server_terms(layers: Sequence[mlp.Layer], config: Config) -> roles.Terms:
     """What the server announces: scales for the whole range of normalised pixels."""
-    lowest, highest = (
-        float((np.float32(x) - np.float32(config.mean)) / np.float32(config.std)) for x in (0, 1)
-    )
-    return roles.terms(layers, config.fraction_bits, lowest, highest, config.reveal)
+    return roles.terms(layers, config.fraction_bits, *input_range(config), config.reveal)
+
+
+def input_range(config: Config) -> tuple[float, float]:
+    """What black and white pixels are, once normalised; client and server must mean the same."""
+    black, white = ((np.float32(x) - np.float32(config.mean)) / np.float32(config.std) for x in (0, 1))
+    return float(black), float(white)
 
 
 def slow_line(config: Config) -> Line:

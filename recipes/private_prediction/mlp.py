@@ -7,8 +7,11 @@ has a `*.bias` or none. Neither kind of file says which activation there was: it
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,9 @@ def read(path: Path | str) -> list[Layer]:
     """
     path = shipped("models", Path(path).name) if str(path) == SHIPPED else Path(path)
     tensors = _tensors(path)
-    if path.suffix == ".safetensors":
-        tensors = dict(sorted(tensors.items(), key=lambda item: _natural(item[0])))
     try:
+        if path.suffix == ".safetensors":
+            tensors = _in_order(tensors)
         return _layers(tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -54,7 +57,7 @@ def read(path: Path | str) -> list[Layer]:
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """float32 arrays by name, of either kind of file."""
     if not path.is_file():
-        raise FileNotFoundError(2, "there is no such file", str(path))
+        raise FileNotFoundError(2, "it is no file" if path.exists() else "there is no such file", str(path))
     if Path(path).suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -65,16 +68,38 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
     else:
         tensors = _state_dict(path)
-    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        _check_tensor(path, name, tensor)
+    return {name: tensor.detach().resolve_neg().float().numpy() for name, tensor in tensors.items()}
+
+
+def _check_tensor(path: Path, name: Any, tensor: Any) -> None:
+    """Raise ValueError unless these are plain numbers that the file really holds."""
+    import torch
+
+    plain = isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    if (
+        not plain
+        or tensor.is_nested
+        or tensor.is_quantized
+        or tensor.is_complex()
+        or tensor.device.type != "cpu"
+    ):
+        raise ValueError(f"{path} has {name!r}, which is no array of real numbers: save weights as float32")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{path} has {name!r}, of which it holds only a part")
 
 
 def _state_dict(path: Path) -> Mapping[str, Any]:
     import torch
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > 2 * path.stat().st_size + 10_000:
+                raise ValueError(f"{path} is compressed, which PyTorch's files are not")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with warnings.catch_warnings(action="ignore"):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's and PyTorch's own, of many types, for files that are no such thing
         raise ValueError(
             f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}): it must hold "
@@ -82,8 +107,6 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
         raise ValueError(f"{path} is no state dict: save it with torch.save(network.state_dict(), FILE)")
-    if any(tensor.is_complex() or tensor.is_quantized for tensor in tensors.values()):
-        raise ValueError(f"{path} has complex or quantised weights: save them as float32")
     return tensors
 
 
@@ -118,9 +141,42 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     return layers
 
 
+def _in_order(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors in the order of the numbers in their names, or in the only one in which layers fit together.
+
+    Raises:
+        ValueError: neither tells the order of the layers.
+    """
+    names = [name for name in tensors if name.endswith(".weight")]
+    numbered = all(any(map(str.isdecimal, name)) for name in names)
+    if numbered and len({tuple(_natural(name)) for name in names}) == len(names):
+        order = sorted(names, key=_natural)
+    else:
+        fitting = list(itertools.islice(_orders(names, tensors), 2))
+        if len(fitting) != 1:
+            raise ValueError(
+                "the names of the layers do not tell their order: number them, as fc1 and fc2 are, or use a "
+                "PyTorch state dict, which keeps it"
+            )
+        order = fitting[0]
+    return {name: tensors[name] for name in order} | dict(tensors)
+
+
+def _orders(names: Sequence[str], tensors: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """All orders in which each layer takes what the one before it gives."""
+    if not names:
+        yield []
+    for last in names:
+        others = [name for name in names if name != last]
+        for order in _orders(others, tensors):
+            if not order or tensors[order[-1]].shape[0] == tensors[last].shape[-1]:
+                yield [*order, last]
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key by which fc2 comes before fc10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def logits(layers: Sequence[Layer], inputs: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from recipes import data, parties
 from recipes.files import check_writable
 from recipes.private_prediction import alone, costs, mlp, roles
 from recipes.private_prediction.alone import Report, share_right, write_output
-from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
+from recipes.private_prediction.config import Config, client_images, input_range, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def play(network: parties.Network, settings: dict[str, Any]) -> dict[str, Any]:
     inputs, _ = client_images(config)
     order = roles.Order(config.comparison, config.reveal)
     with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
-        answers = roles.ask(network, inputs, config.batch, order, lambda done: bar.update(done - bar.n))
+        answers = roles.ask(
+            network, inputs, config.batch, order, input_range(config), lambda done: bar.update(done - bar.n)
+        )
     return {"revealed": answers.revealed.tolist(), **answers.report}
 
 

@@ -94,6 +94,8 @@ def terms(
     Raises:
         ValueError: the numbers do not fit the ring, or there is nothing to compare.
     """
+    if not layers:
+        raise ValueError("a network has at least one layer")
     if reveal == "label" and len(layers[-1].bias) < 2:
         raise ValueError("a network with one output has no label: say --reveal logits")
     return Terms(tuple(scales(layers, fraction_bits, lowest, highest)), lowest, highest, reveal)
@@ -110,14 +112,20 @@ class Answers:
 
 
 def ask(
-    network: Any, inputs: np.ndarray, batch: int, order: Order, said: Callable[[int], None] = lambda _: None
+    network: Any,
+    inputs: np.ndarray,
+    batch: int,
+    order: Order,
+    input_range: tuple[float, float] | None = None,
+    said: Callable[[int], None] = lambda _: None,
 ) -> Answers:
     """The client's part.
 
     Args:
         network: connections to server and provider (`recipes.parties`).
         inputs: `[N, inputs]` float32.
-        batch: images a query.
+        batch: images a query, at least 1.
+        input_range: between which numbers this client takes inputs to lie, if the server is to mean the same.
         said: told after each query how many images are done.
 
     Raises:
@@ -125,7 +133,12 @@ def ask(
     """
     started = time.perf_counter()
     offered = Terms.of_message(network.receive(SERVER))
-    _check(offered, inputs, order)
+    if input_range and input_range != (offered.lowest, offered.highest):
+        raise ValueError(
+            f"pixels are {input_range[0]:.4g} to {input_range[1]:.4g} here and {offered.lowest:.4g} to "
+            f"{offered.highest:.4g} at the server: give both the same --mean and --std"
+        )
+    _check(offered, inputs, batch, order)
     network.send({role: order.message() for role in (SERVER, PROVIDER)})
     party = protocol.Party(network, Dealt(CLIENT, lambda: network.receive(PROVIDER)), order.comparison)
     party.tally.skip()
@@ -197,15 +210,18 @@ def _number_of(message: bytes) -> int:
     return int.from_bytes(message, "little")
 
 
-def _check(offered: Terms, inputs: np.ndarray, order: Order) -> None:
+def _check(offered: Terms, inputs: np.ndarray, batch: int, order: Order) -> None:
     if order.reveal == "logits" != offered.reveal:
         raise ValueError("the server reveals labels only: say --reveal label")
+    if not len(inputs) or batch < 1:
+        raise ValueError(f"there is nothing to predict: {len(inputs)} inputs, {batch} a query")
     if inputs.shape[1] != offered.scales[0].inputs:
         raise ValueError(
             f"the network takes {offered.scales[0].inputs} inputs, and an image has {inputs.shape[1]} pixels"
         )
-    if len(inputs) and not (inputs.min() >= offered.lowest and inputs.max() <= offered.highest):
+    lowest, highest = np.float32(offered.lowest), np.float32(offered.highest)
+    if not (inputs.min() >= lowest and inputs.max() <= highest):
         raise ValueError(
             f"inputs lie between {inputs.min():.4g} and {inputs.max():.4g}, but the server takes them from "
-            f"{offered.lowest:.4g} to {offered.highest:.4g}: give both the same --mean and --std"
+            f"{lowest:.4g} to {highest:.4g}: give both the same --mean and --std"
         )

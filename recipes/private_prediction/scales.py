@@ -50,6 +50,8 @@ def scales(layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: 
     Raises:
         ValueError: the numbers can become too large for the ring.
     """
+    if not 1 <= fraction_bits <= 24:
+        raise ValueError(f"fraction_bits must be from 1 to 24, not {fraction_bits}")
     if not (math.isfinite(lowest) and math.isfinite(highest) and lowest <= highest):
         raise ValueError(f"inputs must lie in a range of numbers, not from {lowest} to {highest}")
     for activation_bits in range(fraction_bits, 0, -1):
@@ -72,11 +74,8 @@ def _scales(
         reach = 1 + max(float(np.max(high)), -float(np.min(low))) * (2 if last else 1)  # differences
         constants = max(float(np.abs(layer.weight).max()), float(np.abs(layer.bias).max()) * 2.0**given)
         ring = -(-(1 + math.frexp(reach)[1] + given + fraction_bits) // 8) * 8  # a sign, and before the point
-        if (
-            not reach < math.inf
-            or ring > WORD_BITS
-            or constants * 2.0**fraction_bits >= 2.0 ** (WORD_BITS - 2)
-        ):
+        fits = ring <= WORD_BITS and constants * 2.0**fraction_bits < 2.0 ** (WORD_BITS - 2)
+        if not (fits and math.isfinite(reach)):
             return [], (
                 f"layer {number} can give numbers of {reach:.3g}, too large for {WORD_BITS} bits with "
                 f"{given + fraction_bits} of them after the point: scale the weights down, or use fewer "
