@@ -11,10 +11,10 @@
 # You will
 #
 # - see what each of the three gets to see, and test whether it is noise;
-# - see how a linear layer, the cut of decimals and a comparison are computed;
+# - see how a linear layer, rounding and a comparison are computed, and how rounding can betray weights;
 # - classify all 10,000 test images in three processes, and hold each label against the network's own;
 # - count rounds and bytes, and find out what they mean on a slow network;
-# - break it: let the provider take sides, and the numbers grow too large;
+# - break it: let the provider take sides;
 # - do the same through a PySyft datasite, where approval takes the place of cryptography.
 #
 # It takes a minute or two. The [secret-sharing calculator](02_secret_sharing.ipynb) explains shares and
@@ -129,44 +129,59 @@ for sender, message in rehearsal.received[PROVIDER]:
 # needed, and all but the first product can be worked out before the image is known. To mask the result
 # anew, each party tells the other its share plus its share of a fresh mask: one round.
 #
-# After a product there are 32 bits after the point, and 16 have to go. Each party cuts its own share, and
-# one of them adds 1, which makes up on average for the carry that is lost between the two. The result is
-# one of the two neighbours of the quotient, *modulo $2^{48}$*. The usual way, CrypTen's for two parties
-# too, stays modulo $2^{64}$: one party cuts its share, the other the negative of its share. That is wrong
-# with probability $|x| / 2^{64}$, and then by $2^{48}$. Here the result counts modulo $2^{48}$ only, where
-# the cut is right as long as the number itself fits; ReLU will take it back to $2^{64}$.
+# ## How decimals are rounded
 #
-# Share a number 200,000 times and cut it, the usual way:
+# After a product there are 32 bits after the point, and 16 have to go. The usual way takes no message: one
+# party cuts its share, the other the negative of its share, and what is lost is the carry between the
+# two. CrypTen does so with two parties. It has two faults. It fails with probability $|x| / 2^{64}$, and then
+# by $2^{48}$. Share a number 200,000 times, cut it, and count:
 
 # %%
 bits = np.arange(38, 63)
 generator = np.random.default_rng(5)
-tries = [pp.truncation_failures(1 << int(b), 16, 200_000, generator) for b in bits]
+tries = [pp.cut_shares(1 << int(b), 16, 200_000, generator) for b in bits]
 _, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
 axis.semilogy(bits, [t.expected for t in tries], "k--", label=r"expected, $|x| / 2^{64}$")
-axis.semilogy(
-    bits, [t.in_the_ring or np.nan for t in tries], "o", label="cut modulo $2^{64}$ (none: no failure)"
-)
+axis.semilogy(bits, [t.failures or np.nan for t in tries], "o", label="counted (no circle: never)")
 axis.axvline(38, color="grey", lw=1)
 axis.text(38.3, 0.02, "largest\nnumber\nin layer 1", color="grey")
 axis.set(xlabel="bits of the number that is cut", ylabel="how often it fails", ylim=(1e-8, 1))
 axis.set_xticks(bits[::3])
 axis.legend(frameon=False, loc="lower right")
-failures = round(sum(t.in_the_smaller_ring for t in tries) * 200_000)
-print(f"the way that is used here: {failures} failures in {len(tries)} times 200,000 tries")
+
+# %% [markdown]
+# The other fault is worse. Where the cut does not fail, it gives one of the two neighbours of the quotient,
+# and *which* of them depends on the shares. So a client who asks for the same image again and again gets
+# logits that differ a little, and can hold them against its own shares, which it knows. How strongly the two
+# go together tells what was cut off, one weight at a time, although every single message is uniform:
+
+# %%
+for tail in (0.1, 0.25, 0.5, 0.9):
+    number = round((5 + tail) * 2**16)
+    leak = pp.cut_shares(number, 16, 100_000, np.random.default_rng(6)).correlation
+    print(f"{5 + tail}: correlation of the rounded number with one's own share {leak:+.2f}")
+
+# %% [markdown]
+# Each hidden unit moves the logits by its own weight, so many questions tell the weights apart. Numbers are
+# therefore rounded exactly here: the carry is computed on shares, together with the sign, at the cost of
+# more bits and two rounds. What comes out is what the same fixed-point numbers give in the clear, bit for
+# bit, and the same as often as one asks:
+
+# %%
+asked = np.repeat(images[:1], 1000, axis=0)
+answers = pp.rehearse(network, asked, reveal="logits", draw=repeatable)
+exact = pp.fixed_point(network, answers.terms.scales, asked)
+print("different answers to the same question:", len(np.unique(answers.answers.revealed, axis=0)))
+print("equal to fixed point in the clear:     ", np.array_equal(answers.answers.revealed, exact))
 
 # %% [markdown]
 # How large may numbers get? The server bounds them before the session, by interval arithmetic over its
-# weights: whatever image with pixels in $[0, 1]$ the client sends, no number overflows. It announces how
-# many bits each layer's results take, in whole bytes. With the 16 bits that are cut they say modulo what
-# the layer is computed: 24 + 16 make the $2^{40}$ above.
+# weights: whatever image with pixels in $[0, 1]$ the client sends, no number overflows. It announces modulo
+# what each layer is computed, in whole bytes; that is where the $2^{40}$ above comes from.
 
 # %%
 for number, format in enumerate(rehearsal.terms.scales, 1):
-    print(
-        f"layer {number}: {format.inputs} -> {format.outputs}, {format.word_bits} bits a number, "
-        f"{format.fraction_bits} of them after the point"
-    )
+    print(f"layer {number}: {format.inputs} -> {format.outputs}, modulo 2^{format.ring_bits}")
 
 # %% [markdown]
 # ## Is it negative?
@@ -175,13 +190,14 @@ for number, format in enumerate(rehearsal.terms.scales, 1):
 # one, 45 differences; the digit that wins all its comparisons is the label. So: is a shared $x$
 # negative? Both parties know $x + r$, the provider knows $r$. Take the top bit off both: if what is left of
 # $x + r$ is less than what is left of $r$, a carry came from below; that and the two top bits give the
-# sign. It remains to compare a public number with one that only the provider knows. Two protocols do that.
+# sign. (The lowest 16 bits alone give the carry that rounding needs.) It remains to compare a public number
+# with one that only the provider knows. Two protocols do that.
 #
 # *Truth tables*: for every piece of 4 bits the provider has dealt shares of the answers to all questions;
-# both look their piece up, open the answers under fresh masks (one round), and combine them by means of
-# dealt products of these masks. *Function secret sharing*: each party has a key, walks with it down a tree
-# of AES blocks as the bits of the public number say, and arrives at a share of the answer: no round, but
-# long keys and much AES.
+# both look their piece up, open the answers under fresh masks, and combine them by means of dealt products
+# of these masks; that takes two rounds. *Function secret sharing*: each party has a key, walks with it down
+# a tree of AES blocks as the bits of the public number say, and arrives at a share of the answer: no round,
+# but long keys and much AES.
 #
 # What one image costs, by the formulas; the tests find the same numbers at the sockets. *Dealt* are bytes
 # from the provider to both, which can come before the image is known. A *round* is a message that must
@@ -247,7 +263,7 @@ for milliseconds in (0.5, 10, 50, 200):
 
 # %% [markdown]
 # `--imitate` holds messages up for as long, and measures; the result card has both figures. Function secret
-# sharing saves two rounds, and costs 300 kB more an image from the provider and ten times the work of a
+# sharing saves four rounds, and costs 700 kB more an image from the provider and many times the work of a
 # comparison: right for one image over a long line, if its keys have come beforehand. Else take the tables.
 #
 # ## A provider that takes sides
@@ -294,7 +310,7 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 # | the labels are seen by | the client | the client and the owner |
 # | who must be trusted | the provider to side with nobody, all to follow the protocol | the owner |
 # | what the owner of the network controls | whether labels or logits are told | which function may run |
-# | what it takes | 15 kB and 10 rounds an image, and the provider | no cryptography; a person's approval |
+# | what it takes | 19 kB and 12 rounds an image, and the provider | no cryptography; a person's approval |
 #
 # The two answer different questions: a datasite lets an owner decide who may compute what; shares let
 # two compute what neither may see. In syft 0.9.5 an approval is also weaker than it looks: the function
@@ -330,7 +346,7 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 # 1. Predict the first 1,000 images with `pp.rehearse(network, images[:1000], fraction_bits=6)`. How many
 #    labels change? With `reveal="logits"`, how large is the largest error, and why does it fall by about
 #    half with each bit?
-# 2. Rounds by step: input 1, layer 1 four (by function secret sharing three), label five (four). Suppose that
+# 2. Rounds by step: input 1, layer 1 five (by function secret sharing three), label six (four). Suppose that
 #    layer 1 and the label took one round each. What would be left of the time at a round trip of 200 ms?
 # 3. Train a network of your own in PyTorch, save its `state_dict()`, and run
 #    `python -m recipes.private_prediction --model FILE.pt`. If you normalised the images, say `--mean`
