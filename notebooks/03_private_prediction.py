@@ -145,9 +145,10 @@ axis.semilogy(bits, [t.expected for t in tries], "k--", label=r"expected, $|x| /
 axis.semilogy(bits, [t.failures or np.nan for t in tries], "o", label="counted (no circle: never)")
 axis.axvline(38, color="grey", lw=1)
 axis.text(38.3, 0.02, "largest\nnumber\nin layer 1", color="grey")
-axis.set(xlabel="bits of the number that is cut", ylabel="how often it fails", ylim=(1e-8, 1))
-axis.set_xticks(bits[::3])
 axis.legend(frameon=False, loc="lower right")
+axis.set_xticks(bits[::3])
+labels = {"xlabel": "bits of the number that is cut", "ylabel": "how often it fails"}
+_ = axis.set(**labels, ylim=(1e-8, 1))
 
 # %% [markdown]
 # The other fault is worse. Where the cut does not fail, it gives one of the two neighbours of the quotient,
