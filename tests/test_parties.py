@@ -179,6 +179,20 @@ def test_a_proof_cannot_be_sent_back(monkeypatch, capfd):
     assert capfd.readouterr().err.count("turned away") == 1
 
 
+def test_who_waits_in_vain_says_so_in_one_line(python):
+    code = """
+import socket
+from recipes import shell
+from recipes.parties import Network
+with shell.one_line_errors("test"):
+    addresses = {role: ("127.0.0.1", 1) for role in "abc"}
+    Network("b", addresses, b"secret", socket.create_server(("127.0.0.1", 0)), patience=0.5)
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "test: b could not reach a, c\n"
+
+
 def test_silence_is_taken_for_loss(monkeypatch):
     joined = threading.Barrier(3)
 
@@ -358,6 +372,22 @@ def test_with_certificates_all_is_encrypted(certificates):
         others = [other for other in "abc" if other != role]
         assert received == dict.fromkeys(others, secret)
         assert sent == (None if role == "c" else HEADER_BYTES + len(secret))
+
+
+def test_a_message_has_left_before_its_sender_goes_on(certificates):
+    """It computes for longer than the others are patient, and is not taken for lost."""
+    size = 6_050_000
+
+    def protocol(network):
+        if network.role == "a":
+            network.send({"b": bytes(size)})
+            time.sleep(3)
+            return None
+        start = time.monotonic()
+        assert len(network.receive("a")) == size
+        return time.monotonic() - start
+
+    assert together(protocol, roles="ab", tls={role: certificates(role) for role in "ab"})["b"] < 2
 
 
 @pytest.mark.parametrize(

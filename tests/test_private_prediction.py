@@ -310,6 +310,12 @@ def test_numbers_at_the_end_of_their_range_do_not_overflow(sign, comparison):
         assert np.abs(revealed - logits(layers, ends)).max() <= error_bound(layers)
 
 
+def test_a_range_is_taken_as_inputs_are_in_float32():
+    layers = [Layer(np.array([[1], [-1]], np.float32), np.zeros(2, np.float32))]
+    largest = np.full((1, 1), 2.0**28, np.float32)
+    assert predict(layers, largest, fraction_bits=1, highest=2.0**28 - 7).tolist() == [0]
+
+
 def test_inputs_may_have_any_range():
     layers = network(20, 10, 4)
     inputs = inputs_of(layers, 30) * 3.3 - 0.5
@@ -604,6 +610,14 @@ def test_layers_that_fit_together_in_one_way_only_need_no_numbers(tmp_path):
     )
     save_file(tensors, tmp_path / "net.safetensors")
     assert [layer.weight.shape for layer in read(tmp_path / "net.safetensors")] == [(5, 7), (3, 5), (4, 3)]
+
+
+def test_many_layers_without_numbers_are_refused_at_once(tmp_path):
+    widths = range(30, 10, -1)
+    layers = {f"{chr(97 + a)}.weight": np.ones((a, a + 1), np.float32) for a in widths if a < 26}
+    save_file(layers, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="do not tell their order"):
+        read(tmp_path / "net.safetensors")
 
 
 def test_a_safetensors_file_is_read_in_the_order_of_its_names(tmp_path):

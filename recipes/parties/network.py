@@ -191,6 +191,10 @@ class Network:
 
         _, writer = self._streams[role]
         whole = memoryview(message)
+        if len(whole) > _LONGEST:
+            raise ValueError(
+                f"a message of {len(whole)} bytes, where {_LONGEST} are the most: ask for less at once"
+            )
         parts = [whole[start : start + _PART] for start in range(0, len(whole), _PART)] or [whole]
         self.sent[role] += HEADER_BYTES + len(message)
         try:
@@ -200,7 +204,7 @@ class Network:
                 if self._line:
                     await asyncio.sleep(len(part) / self._line.bandwidth)
                 writer.write(part if number else len(whole).to_bytes(HEADER_BYTES, "little") + part)
-                await asyncio.wait_for(writer.drain(), PATIENCE)
+                await asyncio.wait_for(_sent(writer), PATIENCE)
         except (TimeoutError, OSError) as error:
             raise PartyLost(f"{self.role} lost {role}", role) from error
 
@@ -234,6 +238,9 @@ class Network:
         door = asyncio.create_task(self._let_in(listener))
         calls = [self._call(role, *addresses[role]) for role in roles[:mine]]
         everybody = asyncio.gather(*calls, *([self._complete.wait()] if self._awaited else []))
+        everybody.add_done_callback(
+            lambda all_: all_.cancelled() or all_.exception()
+        )  # it may not be asked for
         try:
             async with asyncio.timeout(patience):
                 while not everybody.done():
@@ -379,6 +386,17 @@ class Network:
 
 class _Refused(Exception):
     """Somebody who is not let in, and why."""
+
+
+async def _sent(writer: asyncio.StreamWriter) -> None:
+    """Wait until all that was written has left this process."""
+    import asyncio
+
+    await writer.drain()
+    # asyncio's TLS hands what it has encrypted to a transport of its own, which nobody else can wait for
+    inner = getattr(getattr(writer.transport, "_ssl_protocol", None), "_transport", None)
+    while inner and inner.get_write_buffer_size():
+        await asyncio.sleep(0.001)
 
 
 async def _reach(host: str, port: int, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -31,7 +31,7 @@ PIECE = 4
 """Bits of a piece whose truth table is shared."""
 
 GROUP = 24
-"""Bits, at most, of pieces that are combined at once: the products of their masks double with each."""
+"""Bits, at most, that are combined at once, but for the low ones: products of masks double with each piece."""
 
 LEAF = 7
 """A key's last block holds 2**LEAF results."""

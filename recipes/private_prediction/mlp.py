@@ -162,15 +162,16 @@ def _in_order(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: tensors[name] for name in order} | dict(tensors)
 
 
-def _orders(names: Sequence[str], tensors: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
-    """All orders in which each layer takes what the one before it gives."""
+def _orders(
+    names: Sequence[str], tensors: Mapping[str, np.ndarray], width: int | None = None
+) -> Iterator[list[str]]:
+    """All orders in which each layer takes what the one before it gives, the first one that many inputs."""
     if not names:
         yield []
-    for last in names:
-        others = [name for name in names if name != last]
-        for order in _orders(others, tensors):
-            if not order or tensors[order[-1]].shape[0] == tensors[last].shape[-1]:
-                yield [*order, last]
+    for first in names:
+        if width in (None, tensors[first].shape[-1]):
+            others = [name for name in names if name != first]
+            yield from ([first, *order] for order in _orders(others, tensors, tensors[first].shape[0]))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

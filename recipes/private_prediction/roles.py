@@ -98,6 +98,7 @@ def terms(
         raise ValueError("a network has at least one layer")
     if reveal == "label" and len(layers[-1].bias) < 2:
         raise ValueError("a network with one output has no label: say --reveal logits")
+    lowest, highest = float(np.float32(lowest)), float(np.float32(highest))  # as inputs are
     return Terms(tuple(scales(layers, fraction_bits, lowest, highest)), lowest, highest, reveal)
 
 
