@@ -31,7 +31,7 @@ PIECE = 4
 """Bits of a piece whose truth table is shared."""
 
 GROUP = 24
-"""Bits, at most, that are combined at once, but for the low ones: products of masks double with each piece."""
+"""Bits that are combined at once, at most, but for the low ones: each piece doubles the products of masks."""
 
 LEAF = 7
 """A key's last block holds 2**LEAF results."""
