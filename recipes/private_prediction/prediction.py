@@ -233,7 +233,8 @@ def describe(result: Result | Report) -> str:
         return f"{said}{result.bytes_sent:,} bytes sent{right}"
     each = result.seconds_online / result.queries
     lines = [
-        f"{result.images:,} images ({result.data})",
+        f"{result.images:,} images ({result.data})"
+        + (": the network has learned real digits, and these are drawn" if result.data == "embedded" else ""),
         *(
             [f"right on shares {result.accuracy:.2%}, in the clear {result.plaintext_accuracy:.2%}"]
             if result.accuracy is not None

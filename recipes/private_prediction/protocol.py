@@ -269,9 +269,8 @@ def _deal_relu(
         sign, carry = masks
         mask = material.sign.mask
         rounded = mask >> np.uint64(drop)
-        lifted = rounded - (
-            (mask >> np.uint64(bits - 1)) << np.uint64(bits - drop)
-        )  # x + mask wrapped around
+        top = mask >> np.uint64(bits - 1)  # 1: x + mask may have wrapped around
+        lifted = rounded - (top << np.uint64(bits - drop))
         rows = np.stack([rounded, lifted])
         positive = sign * rows
         return np.concatenate([positive, rows - positive, [sign, carry, sign * carry]])

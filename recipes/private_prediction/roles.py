@@ -6,7 +6,7 @@ provider  -> both       seeds
 server    -> client     the masked weights
 then for every query:
 client    -> both       how many images
-provider  -> both       what the seeds do not give
+provider  -> server     what the seeds do not give; keys of function secret sharing to both
 server    -> client     ready
 client   <-> server     the query (`protocol.evaluate`)
 """
