@@ -238,9 +238,7 @@ class Network:
         door = asyncio.create_task(self._let_in(listener))
         calls = [self._call(role, *addresses[role]) for role in roles[:mine]]
         everybody = asyncio.gather(*calls, *([self._complete.wait()] if self._awaited else []))
-        everybody.add_done_callback(
-            lambda all_: all_.cancelled() or all_.exception()
-        )  # it may not be asked for
+        everybody.add_done_callback(_take_note)
         try:
             async with asyncio.timeout(patience):
                 while not everybody.done():
@@ -379,9 +377,13 @@ class Network:
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._streams[role] = reader, writer
         self._headers[role] = header = asyncio.create_task(reader.readexactly(HEADER_BYTES))
-        header.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # it may never be asked for
+        header.add_done_callback(_take_note)
+
+
+def _take_note(task: asyncio.Future[Any]) -> None:
+    """Of its exception, as asyncio complains if nobody asks for that."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Refused(Exception):
