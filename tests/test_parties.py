@@ -271,6 +271,33 @@ def test_a_role_that_dies_while_others_are_waited_for_is_named(gone):
     assert (thread_ended[0].role, str(thread_ended[0])) == (gone, f"a lost {gone}")
 
 
+def test_a_role_that_has_done_its_part_may_go_while_others_are_still_awaited():
+    """c joins late; b has said what it had to say, and a needs to hear c only."""
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "abc"}
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+
+    def handshake():  # as b, which then takes its leave
+        with hello(addresses["a"]) as connection:
+            answer = json.loads(connection.recv(1000)[HEADER_BYTES:])
+            words = json.dumps(["call", "b", "a", "00", answer["nonce"]]).encode()
+            body = json.dumps({"proof": hmac.new(SECRET, words, hashlib.sha256).hexdigest()}).encode()
+            connection.sendall(len(body).to_bytes(HEADER_BYTES, "little") + body)
+            connection.sendall(b"\xff" * 4 + bytes(HEADER_BYTES))
+
+    with ThreadPoolExecutor(1) as pool:
+        network = pool.submit(Network, "a", addresses, SECRET, listeners["a"])
+        handshake()
+        time.sleep(0.5)
+        assert not network.done()
+        listeners["b"].close()
+        others = {"a": addresses["a"], "c": addresses["c"]}
+        with Network("c", others, SECRET, listeners["c"]) as c, network.result(10) as a:
+            c.send({"a": b"here"})
+            assert a.receive("c") == b"here"
+            with pytest.raises(PartyLost, match="a lost b"):
+                a.receive("b")
+
+
 def test_strangers_cannot_use_up_all_connections():
     """More strangers than a process may have open files; then the others come."""
     code = """

@@ -26,7 +26,7 @@ HEADER_BYTES = 4
 PATIENCE = 30.0
 """Seconds for which a role may be silent before others take it for lost."""
 
-_FAREWELL = b"\xff\xff\xff\xff"  # instead of a length: the sender ends, and says in a last message for whom
+_FAREWELL = b"\xff\xff\xff\xff"  # instead of a length: the sender goes; who is lost follows, if anybody
 _PART = 1 << 20  # bytes that are sent or read at once
 _LONGEST = 1 << 31  # bytes of a message
 _HELLO_BYTES = 1024  # of strangers no more is read
@@ -134,16 +134,23 @@ class Network:
         return self
 
     def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
-        self._loop.run_until_complete(self._leave(error.role if isinstance(error, PartyLost) else ""))
+        farewell = None  # whoever fails just goes, as whoever dies
+        if error is None or isinstance(error, PartyLost):
+            farewell = error.role if error else ""
+        self._loop.run_until_complete(self._leave(farewell))
         self._loop.close()
 
-    async def _leave(self, lost: str) -> None:
-        """Close every connection, and end what still waits for one; if a role is lost, say so first."""
+    async def _leave(self, farewell: str | None) -> None:
+        """Close every connection, and end what still waits for one.
+
+        Args:
+            farewell: which role is lost, "" if all went well; None to say nothing.
+        """
         import asyncio
 
         for role, (_, writer) in self._streams.items():
-            if lost and role != lost:
-                writer.write(_FAREWELL + _framed(lost.encode()))
+            if farewell is not None and role != farewell:
+                writer.write(_FAREWELL + _framed(farewell.encode()))
             writer.close()
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
         for task in waiting:
@@ -216,8 +223,8 @@ class Network:
             begun = self._headers.pop(role, None) or reader.readexactly(HEADER_BYTES)
             header = await asyncio.wait_for(begun, PATIENCE)
             if header == _FAREWELL:
-                lost = (await _frame(reader, _HELLO_BYTES)).decode(errors="replace")
-                raise PartyLost(f"{self.role} heard from {role} that {lost} is lost", lost)
+                await self._hear_farewell(role)
+                raise EOFError  # it has ended well, but too early
             return await _body(reader, header, _LONGEST)
         except PartyLost:
             raise
@@ -256,8 +263,20 @@ class Network:
     async def _check_who_has_gone(self) -> None:
         """Find out whether a role that has come is lost again, while others are waited for."""
         for role, header in list(self._headers.items()):
-            if header.done() and (header.exception() or header.result() == _FAREWELL):
-                await self._read(role)
+            if header.done() and header.exception():
+                raise PartyLost(f"{self.role} lost {role}", role)
+            if header.done() and header.result() == _FAREWELL:
+                await self._hear_farewell(role)
+                del self._headers[role]  # it has done its part
+
+    async def _hear_farewell(self, role: str) -> None:
+        """Raise PartyLost if the role goes because it has lost another."""
+        try:
+            lost = (await _frame(self._streams[role][0], _HELLO_BYTES)).decode(errors="replace")
+        except (OSError, EOFError, ValueError) as error:
+            raise PartyLost(f"{self.role} lost {role}", role) from error
+        if lost:
+            raise PartyLost(f"{self.role} heard from {role} that {lost} is lost", lost)
 
     async def _call(self, role: str, host: str, port: int) -> None:
         """Connect to a role, and prove to each other that we belong to this run.
