@@ -89,15 +89,23 @@ def _play(config: Config, network: Network, prepared: Any) -> Report:
 
 
 def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+    revealed = ask(config, network, inputs).revealed
+    write_output(config, revealed)
+    return {"images": len(inputs), "accuracy": share_right(predicted_labels(config, revealed), labels)}
+
+
+def ask(config: Config, network: Network, inputs: np.ndarray) -> roles.Answers:
+    """The client's part, with a progress bar on a terminal."""
     order = roles.Order(config.comparison, config.reveal)
     with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
-        answers = roles.ask(
+        return roles.ask(
             network, inputs, config.batch, order, input_range(config), lambda done: bar.update(done - bar.n)
         )
-    revealed = answers.revealed
-    write_output(config, revealed)
-    predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
-    return {"images": len(inputs), "accuracy": share_right(predicted, labels)}
+
+
+def predicted_labels(config: Config, revealed: np.ndarray) -> np.ndarray:
+    """Labels, if these or logits were revealed."""
+    return revealed if config.reveal == "label" else revealed.argmax(axis=1)
 
 
 def share_right(predicted: np.ndarray, labels: np.ndarray | None) -> float | None:

@@ -35,7 +35,7 @@ class Config:
     batch: int = 1000
     """Images a query."""
     comparison: Literal["tables", "fss"] = "tables"
-    """Shared truth tables (least work, fewest bytes in all) or function secret sharing (two rounds fewer)."""
+    """Shared truth tables (least work and bytes in all) or function secret sharing (four rounds fewer)."""
     reveal: Reveal = "label"
     """What the client learns of each image; at the server, the most that it may learn."""
     fraction_bits: int = 16
@@ -51,7 +51,7 @@ class Config:
     imitate: bool = False
     """Predict once more with every message held up as on that network, to check the projection."""
     datasite: bool = False
-    """Predict the same through a PySyft datasite, too: remote execution under approval, about 25 s."""
+    """Predict the same through a PySyft datasite, too: remote execution under approval, about 10 s."""
     train: bool = False
     """Train the network that comes with the recipe anew, write its weights, and predict with it."""
     role: Literal["all", "client", "server", "provider"] = "all"

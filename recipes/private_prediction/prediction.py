@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from recipes import data, parties
 from recipes.files import check_writable
 from recipes.private_prediction import alone, costs, mlp, roles
-from recipes.private_prediction.alone import Report, share_right, write_output
-from recipes.private_prediction.config import Config, client_images, input_range, server_terms, slow_line
+from recipes.private_prediction.alone import Report, predicted_labels, share_right, write_output
+from recipes.private_prediction.config import Config, client_images, server_terms, slow_line
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ def run(config: Config) -> Result | Report:
     slow = session(config, slow_line(config)) if config.imitate else None
     logits = np.array(exact[CLIENT]["revealed"])
     revealed = np.array(played[CLIENT]["revealed"])
-    predicted = revealed if config.reveal == "label" else revealed.argmax(axis=1)
+    predicted = predicted_labels(config, revealed)
     plain = expected.argmax(axis=1)
     write_output(config, revealed)
     return Result(
@@ -131,11 +129,7 @@ def play(network: parties.Network, settings: dict[str, Any]) -> dict[str, Any]:
         layers = mlp.read(config.model)
         return roles.answer(network, layers, server_terms(layers, config))
     inputs, _ = client_images(config)
-    order = roles.Order(config.comparison, config.reveal)
-    with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
-        answers = roles.ask(
-            network, inputs, config.batch, order, input_range(config), lambda done: bar.update(done - bar.n)
-        )
+    answers = alone.ask(config, network, inputs)
     return {"revealed": answers.revealed.tolist(), **answers.report}
 
 
