@@ -1,0 +1,3 @@
+from recipes.dp_sgd import main
+
+main()

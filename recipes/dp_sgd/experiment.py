@@ -1,0 +1,421 @@
+"""The recipe's experiment: train privately, say what it cost, and attack it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes import data
+from recipes.dp_sgd.accounting import Ledger
+from recipes.dp_sgd.config import Config, check_delta, settings
+from recipes.files import check_writable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from recipes.dp_sgd.audit import Bound
+    from recipes.dp_sgd.lesson import Outlier
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out."""
+
+    data: str
+    """Whether the images were real or embedded."""
+    network: str
+    engine: str
+    sampling: str
+    steps: int
+    """Taken, and accounted for."""
+    noise_multiplier: float
+    accuracy: float
+    """Of all test images."""
+    plain_accuracy: float | None
+    """The same network and batches without privacy; None if that was not trained."""
+    epsilon_rdp: float | None
+    """Of the steps taken; None if there is no finite one. Of shuffled batches an upper bound, without
+    amplification."""
+    epsilon_pld: float | None
+    epsilon_shuffle_low: float | None
+    """What it is at least if the batches were shuffled, whichever way they were drawn; None: see above."""
+    epsilon_shuffle_high: float | None
+    """What it is at most if the batches were shuffled."""
+    delta: float
+    statement: str
+    """What may be said of the training, and what it depends on."""
+    epsilon_lower_bound: float | None
+    """Of the audit's own training, many runs, at 95 % confidence; None if there was no audit."""
+    epsilon_audited: float | None
+    """What that training states."""
+    epsilon_lower_bound_one_run: float | None
+    """Of one training with a thousand canaries."""
+    epsilon_audited_one_run: float | None
+    """What that training states."""
+    faults: dict[str, tuple[float, float]] | None
+    """By planted fault: what the audit's training states, and the bound that the audit found."""
+    faults_found: int | None
+    """How many of them have a bound above what is stated."""
+    cpu_seconds_epoch: float
+    slowdown: float | None
+    """CPU seconds beside those of plain SGD, same network, same batches; None if that was not trained."""
+    resumed_from: int
+    """Steps that the checkpoint had."""
+    sweep: tuple[tuple[float, float, float], ...]
+    """Noise multiplier, epsilon and test accuracy; empty unless asked for."""
+    outlier: Outlier | None
+    norms: np.ndarray
+    """`[n]`, gradient norms of a thousand training images after training; none for TensorFlow Privacy."""
+    clip: float
+    bound: Bound | None
+
+
+def run(config: Config) -> Result:
+    """Train, account for the steps that were taken, and audit.
+
+    Raises:
+        ValueError: the config asks for what the data cannot give, training diverged, or the checkpoint is
+            of another training.
+    """
+    if config.checkpoint:
+        check_writable(config.checkpoint)
+    if config.train:
+        _train_shipped()
+    dataset = data.load(config.dataset, config.data)
+    check_delta(config.delta, len(dataset.train))
+    trained = _original(config, dataset) if config.engine == "tf-privacy" else _with_pytorch(config, dataset)
+    ledger = trained.ledger
+    epsilons = [_finite(ledger.epsilon(config.delta, accountant)) for accountant in ("rdp", "pld")]
+    shuffled = dataclasses.replace(ledger, sampling="shuffle").shuffle_bounds(config.delta)
+    return Result(
+        data=dataset.source,
+        network=config.network,
+        engine=config.engine,
+        sampling=ledger.sampling,
+        steps=ledger.steps,
+        noise_multiplier=ledger.noise_multiplier,
+        accuracy=trained.accuracy,
+        plain_accuracy=trained.plain_accuracy,
+        epsilon_rdp=epsilons[0],
+        epsilon_pld=epsilons[1],
+        epsilon_shuffle_low=_finite(shuffled[0]),
+        epsilon_shuffle_high=_finite(shuffled[1]),
+        delta=config.delta,
+        statement=ledger.statement(config.delta),
+        cpu_seconds_epoch=trained.cpu_seconds_epoch,
+        slowdown=trained.slowdown,
+        resumed_from=trained.resumed_from,
+        norms=trained.norms,
+        clip=trained.clip,
+        **_attacked(config),
+        **_lesson(config, dataset),
+    )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    ledger: Ledger
+    accuracy: float
+    cpu_seconds_epoch: float
+    clip: float
+    plain_accuracy: float | None = None
+    slowdown: float | None = None
+    resumed_from: int = 0
+    norms: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+    network: nn.Module | None = None
+
+
+def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
+    from recipes.dp_sgd import networks, scattering
+    from recipes.dp_sgd.gradients import clipped_sum
+    from recipes.dp_sgd.training import Trainer, train_plainly
+
+    how = settings(config, len(dataset.train))
+    labels, test_labels = networks.labels(dataset.train.labels), networks.labels(dataset.test.labels)
+    if config.network == "chapter":
+        inputs, test = networks.images(dataset.train.images), networks.images(dataset.test.images)
+        network = networks.chapter(networks.initial_weights(config.seed or 0))
+    else:
+        inputs, test = scattering.prepared(config.dataset, dataset.source)
+        network = scattering.classifier()
+    trainer = Trainer(network, inputs, labels, how)
+    resumed_from = trainer.take_up(config.checkpoint)
+    seconds = _cpu_seconds(lambda: trainer.run(config.checkpoint))
+    steps = max(1, how.steps - resumed_from)
+    epoch = seconds * len(labels) / (steps * how.batch)
+    plain: dict[str, Any] = {}
+    if config.network == "chapter":
+        twin = networks.chapter(networks.initial_weights(config.seed or 0))
+        plain_seconds = _cpu_seconds(lambda: train_plainly(twin, inputs, labels, how))
+        if resumed_from < how.steps:
+            plain["slowdown"] = (seconds / steps) / (plain_seconds / how.steps)
+        plain["plain_accuracy"] = networks.accuracy(twin, test, test_labels)
+    return _Trained(
+        ledger=trainer.ledger,
+        accuracy=networks.accuracy(network, test, test_labels),
+        cpu_seconds_epoch=epoch,
+        clip=how.clip,
+        resumed_from=resumed_from,
+        norms=clipped_sum(network, inputs[:1000], labels[:1000], how.clip).norms.numpy(),
+        network=network,
+        **plain,
+    )
+
+
+def _cpu_seconds(work: Any) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _original(config: Config, dataset: data.Dataset) -> _Trained:
+    from recipes.dp_sgd import networks, original
+
+    how = settings(config, len(dataset.train))
+    microbatches = config.microbatches or how.batch
+    start = networks.initial_weights(config.seed or 0)
+    weights: list[np.ndarray] = []
+    seconds = _cpu_seconds(
+        lambda: weights.extend(
+            original.train(
+                start,
+                dataset.train.images,
+                dataset.train.labels,
+                steps=how.steps,
+                batch=how.batch,
+                microbatches=microbatches,
+                clip=how.clip,
+                noise_multiplier=how.noise_multiplier,
+                learning_rate=how.learning_rate,
+                seed=config.seed,
+            )
+        )
+    )
+    if not all(np.isfinite(array).all() for array in weights):
+        raise ValueError("training diverged: weights are not numbers any more; try a smaller learning rate")
+    # one example more or less changes the mean gradient of a group from one vector to another, each up to
+    # the clip long: twice what a group of one does, so the noise protects half as well
+    effective = how.noise_multiplier / (1 if microbatches == how.batch else 2)
+    test = networks.images(dataset.test.images), networks.labels(dataset.test.labels)
+    return _Trained(
+        ledger=Ledger(effective, how.batch, len(dataset.train), "shuffle", how.steps),
+        accuracy=networks.accuracy(networks.chapter(weights), *test),
+        cpu_seconds_epoch=seconds * len(dataset.train) / (how.steps * how.batch),
+        clip=how.clip,
+    )
+
+
+def _attacked(config: Config) -> dict[str, Any]:
+    """The audit's part of the result."""
+    found: dict[str, Any] = dict.fromkeys(
+        (
+            *(
+                "epsilon_lower_bound",
+                "epsilon_audited",
+                "epsilon_lower_bound_one_run",
+                "epsilon_audited_one_run",
+            ),
+            *("faults", "faults_found", "bound"),
+        )
+    )
+    if config.engine == "tf-privacy" or not (config.audit_runs or config.faults):
+        return found
+    from recipes.dp_sgd import audit
+    from recipes.dp_sgd.faults import planted
+
+    seed = config.seed or 0
+    if config.audit_runs:
+        many = audit.many_runs(audit.Attack(engine=config.engine, seed=seed), config.audit_runs)
+        one = audit.one_run(audit.Attack(engine=config.engine, seed=seed, steps=1, batch=8), 1000)
+        found |= {
+            "bound": many,
+            "epsilon_lower_bound": many.this_mechanism,
+            "epsilon_audited": many.stated,
+            "epsilon_lower_bound_one_run": one.this_mechanism,
+            "epsilon_audited_one_run": one.stated,
+        }
+    if config.faults:
+        bounds = {
+            name: audit.many_runs(
+                dataclasses.replace(attack, engine=config.engine, seed=seed), config.audit_runs or 1000, parts
+            )
+            for name, (parts, attack) in planted().items()
+        }
+        found["faults"] = {name: (bound.stated, bound.this_mechanism) for name, bound in bounds.items()}
+        found["faults_found"] = sum(bound.found_out for bound in bounds.values())
+    return found
+
+
+def _lesson(config: Config, dataset: data.Dataset) -> dict[str, Any]:
+    """The sweep and the outlier, if they are asked for."""
+    if not config.lesson:
+        return {"sweep": (), "outlier": None}
+    from recipes.dp_sgd import lesson
+
+    chapter = dataclasses.replace(config, network="chapter", target_epsilon=None)
+    how = settings(chapter, len(dataset.train))
+    return {
+        "sweep": tuple(lesson.sweep(dataset, how, config.delta)),
+        "outlier": lesson.outlier(dataset, config.delta, config.seed or 0),
+    }
+
+
+def describe(result: Result) -> str:
+    """The result in words, for a terminal."""
+    drawn = "Poisson batches" if result.sampling == "poisson" else "shuffled batches"
+    plain = "" if result.plain_accuracy is None else f", without privacy {result.plain_accuracy:.2%}"
+    cost = f"{result.cpu_seconds_epoch:.3g} CPU seconds an epoch"
+    lines = [
+        f"{result.network} network, {result.engine}, {result.steps:,} steps on {drawn} ({result.data} images)"
+        + (f", {result.resumed_from:,} of them from the checkpoint" if result.resumed_from else ""),
+        f"test accuracy {result.accuracy:.2%}{plain}",
+        cost + ("" if result.slowdown is None else f", {result.slowdown:.3g} times plain SGD's"),
+        "",
+        result.statement,
+    ]
+    if result.sampling == "poisson" and result.epsilon_shuffle_high is not None:
+        lines.append(
+            f"had the batches been shuffled, epsilon would be at least {result.epsilon_shuffle_low:.3g}, "
+            f"at most {result.epsilon_shuffle_high:.3g}: Poisson figures are for Poisson batches"
+        )
+    if result.epsilon_lower_bound is not None:
+        lines += [
+            "",
+            "audit, 95 % confidence, of the same code on a few examples of an attacker's making:",
+            f"  many runs  stated {result.epsilon_audited:.3g}, found at least "
+            f"{result.epsilon_lower_bound:.3g}",
+            f"  one run    stated {result.epsilon_audited_one_run:.3g}, found at least "
+            f"{result.epsilon_lower_bound_one_run:.3g}",
+        ]
+    if result.faults is not None:
+        lines += ["", f"planted faults, {result.faults_found} of {len(result.faults)} found:"]
+        lines += [
+            f"  {name:<28} stated {stated:5.3g}, found at least {bound:.3g}"
+            for name, (stated, bound) in result.faults.items()
+        ]
+    if result.sweep:
+        lines += ["", "noise  epsilon  accuracy"]
+        lines += [
+            f"{noise:5.3g}  {epsilon:7.3g}  {accuracy:8.2%}" for noise, epsilon, accuracy in result.sweep
+        ]
+    if result.outlier is not None:
+        odd = result.outlier
+        lines += [
+            "",
+            "probability of an outlier's label, trained with it and without it:",
+            f"  plain SGD  {odd.plain_with:.3f}  {odd.plain_without:.3f}",
+            f"  DP-SGD     {odd.private_with:.3f}  {odd.private_without:.3f}   (epsilon {odd.epsilon:.3g})",
+        ]
+    return "\n".join(lines)
+
+
+def plot(result: Result) -> Figure:
+    """Gradients before and after clipping, the attacker's test, and accuracy against epsilon."""
+    from matplotlib.figure import Figure
+
+    panels = [_plot_norms] if len(result.norms) else []
+    panels += [_plot_attack] if result.bound is not None else []
+    panels += [_plot_sweep] if result.sweep else []
+    if not panels:
+        raise ValueError(
+            "there is nothing to plot: TensorFlow Privacy keeps no gradients, and is not audited"
+        )
+    figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        panel(axes, result)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _plot_norms(axes: Any, result: Result) -> None:
+    norms = result.norms.clip(1e-3 * result.clip)
+    bins = np.geomspace(1e-3 * result.clip, max(norms.max(), 1.01 * result.clip), 46)
+    axes.hist(norms, bins, color="tab:grey", alpha=0.6, label="before clipping")
+    axes.hist(np.minimum(norms, result.clip), bins, histtype="step", color="tab:red", label="after clipping")
+    axes.axvline(result.clip, color="tab:red", linestyle=":", linewidth=1)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="L2 norm of an example's gradient",
+        ylabel="examples",
+        title=f"{len(result.norms):,} gradients after training",
+    )
+    axes.legend(frameon=False)
+
+
+def _plot_attack(axes: Any, result: Result) -> None:
+    bound = result.bound
+    axes.fill_between(
+        *bound.allowed.T, 1, color="tab:red", alpha=0.12, label=f"ruled out by ε = {bound.stated:.3g}"
+    )
+    axes.plot(*bound.allowed.T, color="tab:red", linewidth=1)
+    axes.plot(*bound.points.T, color="tab:blue", label=f"attacker, {bound.trials:,} trainings")
+    axes.plot((0, 1), (0, 1), color="tab:grey", linestyle=":", linewidth=1, label="guessing")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1.01),
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        title=f"Audit: ε of at least {bound.this_mechanism:.3g} found",
+    )
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _plot_sweep(axes: Any, result: Result) -> None:
+    _, epsilons, accuracies = np.array(result.sweep).T
+    axes.plot(epsilons, accuracies, "o-", label="DP-SGD, by PLD")
+    for noise, epsilon, accuracy in result.sweep:
+        axes.annotate(
+            f"σ = {noise:g}", (epsilon, accuracy), textcoords="offset points", xytext=(6, -10), fontsize=8
+        )
+    if result.plain_accuracy is not None:
+        axes.axhline(result.plain_accuracy, color="tab:grey", linestyle="--", label="without privacy")
+    axes.set(
+        xscale="log", xlabel=f"ε at δ = {result.delta:g}", ylabel="test accuracy", title="What privacy costs"
+    )
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _train_shipped() -> None:
+    """Rewrite the classifiers that come with the recipe."""
+    from recipes.dp_sgd import scattering
+
+    for name in ("mnist", "fashion-mnist"):
+        dataset = data.load(name, "real")
+        for target in scattering.TARGETS:
+            config = Config(data="real", dataset=name, network="scattering", target_epsilon=target)
+            trained = _with_pytorch(config, dataset)
+            about = {
+                "statement": trained.ledger.statement(config.delta),
+                "seed": f"{config.seed}: with it the noise can be taken away, so this is a demonstration",
+                "test_accuracy": f"{trained.accuracy:.4f}",
+                "data": dataset.digest(),
+                "command": "python -m recipes.dp_sgd --train",
+            }
+            scattering.write(scattering.shipped_path(name, target), trained.network, name, about)
+
+
+def main() -> None:
+    """Run the recipe from the command line."""
+    from recipes import cards, command_line
+
+    plan = cards.Plan(
+        recipe="dp_sgd",
+        number=5,
+        question="Can a model learn from images without giving any one of them away?",
+        dataset="mnist",
+        benchmark=True,
+        experiments=(cards.Experiment("x", Config(), shown=("accuracy",)),),
+    )
+    profiles = {"quick": Config(), "full": Config(lesson=True, faults=True)}
+    command_line.main("dp_sgd", run, plot, describe, profiles, plan)

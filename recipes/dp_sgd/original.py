@@ -1,0 +1,82 @@
+"""The chapter's experiment on TensorFlow Privacy: its network, its optimiser, its constants."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+
+def train(
+    weights: Sequence[np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    steps: int,
+    batch: int = 250,
+    microbatches: int = 250,
+    clip: float = 1.0,
+    noise_multiplier: float = 1.1,
+    learning_rate: float = 0.15,
+    seed: int | None = 0,
+) -> list[np.ndarray]:
+    """Train from some weights, on shuffled batches of one size, as Keras does.
+
+    Args:
+        weights: in Keras' order and layout, as `networks.initial_weights` makes them.
+        images: `[N, 28, 28]` uint8.
+        labels: `[N]` integers.
+        microbatches: groups of a batch whose mean gradient is clipped; must divide the batch.
+        seed: of the order, and of TensorFlow's noise, which has no generator of its own.
+
+    Returns:
+        The trained weights, in the same layout.
+
+    Raises:
+        ImportError: TensorFlow Privacy is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow logs its start at length
+    try:
+        import tensorflow as tf
+        from tensorflow_privacy import DPKerasSGDOptimizer
+    except ImportError as error:
+        raise ImportError(
+            f"engine=tf-privacy needs TensorFlow Privacy: run `make setup` ({error})"
+        ) from error
+
+    layers = tf.keras.layers
+    network = tf.keras.Sequential(
+        [
+            layers.Conv2D(16, 8, strides=2, padding="same", activation="relu", input_shape=(28, 28, 1)),
+            layers.MaxPool2D(2, 1),
+            layers.Conv2D(32, 4, strides=2, padding="valid", activation="relu"),
+            layers.MaxPool2D(2, 1),
+            layers.Flatten(),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+    network.set_weights(weights)
+    if seed is not None:
+        tf.random.set_seed(seed)
+    network.compile(
+        DPKerasSGDOptimizer(
+            l2_norm_clip=clip,
+            noise_multiplier=noise_multiplier,
+            num_microbatches=microbatches,
+            learning_rate=learning_rate,
+        ),
+        # a loss for each example, so that each gradient can be clipped
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=tf.losses.Reduction.NONE),
+    )
+    random = np.random.default_rng(seed)
+    waiting = np.empty(0, dtype=np.int64)
+    for _ in tqdm(range(steps), "TensorFlow Privacy", unit="step", disable=not sys.stderr.isatty()):
+        if len(waiting) < batch:
+            waiting = random.permutation(len(images))
+        taken, waiting = waiting[:batch], waiting[batch:]
+        network.train_on_batch(images[taken][..., None].astype(np.float32) / 255, labels[taken])
+    return network.get_weights()
