@@ -118,6 +118,7 @@ def epsilon(
     return float(book.get_epsilon(delta))
 
 
+@lru_cache(maxsize=64)
 def noise_for(
     target_epsilon: float, probability: float, steps: int, delta: float, accountant: Accountant = "pld"
 ) -> float:

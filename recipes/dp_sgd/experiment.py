@@ -409,13 +409,50 @@ def main() -> None:
     """Run the recipe from the command line."""
     from recipes import cards, command_line
 
+    def accurate(dataset: str, target: float, published: str) -> cards.Experiment:
+        return cards.Experiment(
+            f"scattering features, {dataset}, epsilon {target:g}",
+            Config(dataset=dataset, network="scattering", target_epsilon=target, audit_runs=0),
+            shown=("accuracy", "epsilon_pld"),
+            seeds=range(5),
+            published=published,
+        )
+
     plan = cards.Plan(
         recipe="dp_sgd",
         number=5,
-        question="Can a model learn from images without giving any one of them away?",
+        question="Can a network learn from images without giving any one of them away?",
         dataset="mnist",
         benchmark=True,
-        experiments=(cards.Experiment("x", Config(), shown=("accuracy",)),),
+        experiments=(
+            cards.Experiment(
+                "the chapter's network, one epoch, Poisson batches",
+                Config(),
+                shown=("accuracy", "plain_accuracy", "epsilon_pld", "epsilon_rdp"),
+                seeds=range(5),
+                source="0.722 (epsilon 1.02 printed)",
+            ),
+            cards.Experiment(
+                "the same on shuffled batches, as the chapter drew them",
+                Config(sampling="shuffle", audit_runs=0),
+                shown=("accuracy", "epsilon_shuffle_low", "epsilon_shuffle_high"),
+            ),
+            cards.Experiment(
+                "the same on TensorFlow Privacy",
+                Config(engine="tf-privacy"),
+                shown=("accuracy", "cpu_seconds_epoch"),
+                source="0.722",
+            ),
+            cards.Experiment(
+                "audit, honest and with five planted faults",
+                Config(steps=1, faults=True, audit_runs=4000),
+                shown=("epsilon_audited", "epsilon_lower_bound", "faults_found"),
+            ),
+            accurate("mnist", 1, "0.9793 (DPSUR 2024)"),
+            accurate("mnist", 3, "0.9888 (DPSUR 2024)"),
+            accurate("fashion-mnist", 1, "0.8838 (DPSUR 2024)"),
+            accurate("fashion-mnist", 3, "0.8971 (DPSUR 2024)"),
+        ),
     )
     profiles = {"quick": Config(), "full": Config(lesson=True, faults=True)}
     command_line.main("dp_sgd", run, plot, describe, profiles, plan)

@@ -17,6 +17,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def _chunk(network: nn.Module, inputs: Tensor, engine: Engine) -> int:
     if engine == "vmap":
         return max(1, 2**26 // max(1, sum(p.numel() for p in trainable(network))))
     kernels = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d))
-    return min(50, max(1, 2**24 // kernels)) if kernels else 4096
+    return min(128, max(1, 2**24 // kernels)) if kernels else 4096
 
 
 # --- is it the gradient of single examples? ----------------------------------------------------------
@@ -183,6 +184,9 @@ def _vmap(network: nn.Module, inputs: Tensor, labels: Tensor, clip: float, loss:
 # --- fully connected layers and convolutions ---------------------------------------------------------
 
 
+_IN_CACHE = 32  # examples whose patches are looked at together
+
+
 @dataclass(frozen=True)
 class _Use:
     """A layer at work: what came in, and what went out."""
@@ -225,7 +229,7 @@ def _pieces(use: _Use, upstream: Tensor) -> Iterator[_Piece]:
     """A layer's gradients from its inputs and the gradient of the loss at its outputs."""
     layer, inputs = use.layer, use.inputs.detach()
     if isinstance(layer, nn.Conv2d):
-        inputs, upstream = _patches(layer, inputs), upstream.permute(0, 2, 3, 1)
+        upstream = upstream.permute(0, 2, 3, 1)
     if upstream.dim() == 2:  # [B, D] and [B, O]: each gradient is an outer product
         squares = upstream.square().sum(1)
         yield _Piece(
@@ -234,8 +238,14 @@ def _pieces(use: _Use, upstream: Tensor) -> Iterator[_Piece]:
             lambda scale: (upstream * scale[:, None]).T @ inputs,
         )
     else:  # [B, T, D] and [B, T, O]: a sum of T outer products
-        inputs, upstream = inputs.flatten(1, -2), upstream.flatten(1, -2)
-        weights = torch.bmm(upstream.transpose(1, 2), inputs)  # [B, O, D]
+        upstream = upstream.flatten(1, -2)
+        weights = _room(layer, len(inputs), layer.weight.numel()).view(len(inputs), upstream.shape[-1], -1)
+        for i in range(0, len(inputs), _IN_CACHE):
+            some = slice(i, i + _IN_CACHE)
+            seen = (
+                _patches(layer, inputs[some]) if isinstance(layer, nn.Conv2d) else inputs[some].flatten(1, -2)
+            )
+            torch.bmm(upstream[some].transpose(1, 2), seen, out=weights[some])  # [B, O, D]
         yield _Piece(
             layer.weight,
             torch.linalg.vector_norm(weights.flatten(1), dim=1).square(),
@@ -246,8 +256,19 @@ def _pieces(use: _Use, upstream: Tensor) -> Iterator[_Piece]:
         yield _Piece(layer.bias, biases.square().sum(1), lambda scale: scale @ biases)
 
 
+_rooms: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+
+
+def _room(layer: nn.Module, batch: int, size: int) -> Tensor:
+    """Memory `[batch, size]` that is used again and again: to get it anew costs as much as to fill it."""
+    weight = layer.weight
+    if layer not in _rooms or len(_rooms[layer]) < batch or _rooms[layer].dtype != weight.dtype:
+        _rooms[layer] = weight.new_empty(batch, size)
+    return _rooms[layer][:batch]
+
+
 def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """What the kernel sees at each place: `[B, C, H, W]` -> `[B, H', W', kh·kw·C]`."""
+    """What the kernel sees at each of its T places: `[B, C, H, W]` -> `[B, T, kh·kw·C]`."""
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     ph, pw = (0, 0) if layer.padding == "valid" else layer.padding
     images = functional.pad(images, (pw, pw, ph, ph)) if ph or pw else images
@@ -259,7 +280,7 @@ def _patches(layer: nn.Conv2d, images: Tensor) -> Tensor:
         (b, sh * h, sw * w, dh * h, dw * w, c),
         images.storage_offset(),
     )
-    return seen.reshape(batch, down, right, kh * kw * channels)
+    return seen.reshape(batch, down * right, kh * kw * channels)
 
 
 def _in_shape(weight: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:

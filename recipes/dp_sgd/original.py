@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def train(
@@ -47,19 +51,7 @@ def train(
             f"engine=tf-privacy needs TensorFlow Privacy: run `make setup` ({error})"
         ) from error
 
-    layers = tf.keras.layers
-    network = tf.keras.Sequential(
-        [
-            layers.Conv2D(16, 8, strides=2, padding="same", activation="relu", input_shape=(28, 28, 1)),
-            layers.MaxPool2D(2, 1),
-            layers.Conv2D(32, 4, strides=2, padding="valid", activation="relu"),
-            layers.MaxPool2D(2, 1),
-            layers.Flatten(),
-            layers.Dense(32, activation="relu"),
-            layers.Dense(10),
-        ]
-    )
-    network.set_weights(weights)
+    network = keras_network(weights)
     if seed is not None:
         tf.random.set_seed(seed)
     network.compile(
@@ -80,3 +72,23 @@ def train(
         taken, waiting = waiting[:batch], waiting[batch:]
         network.train_on_batch(images[taken][..., None].astype(np.float32) / 255, labels[taken])
     return network.get_weights()
+
+
+def keras_network(weights: Sequence[np.ndarray]) -> tf.keras.Sequential:
+    """The chapter's network with some weights, not compiled."""
+    import tensorflow as tf
+
+    layers = tf.keras.layers
+    network = tf.keras.Sequential(
+        [
+            layers.Conv2D(16, 8, strides=2, padding="same", activation="relu", input_shape=(28, 28, 1)),
+            layers.MaxPool2D(2, 1),
+            layers.Conv2D(32, 4, strides=2, padding="valid", activation="relu"),
+            layers.MaxPool2D(2, 1),
+            layers.Flatten(),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+    network.set_weights(weights)
+    return network

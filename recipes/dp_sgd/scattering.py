@@ -100,7 +100,7 @@ def settings(name: data.Name, target_epsilon: float) -> Settings:
     return replace(_BASE, learning_rate=_FOUND[name][1 if target_epsilon < 2 else 3])
 
 
-_FOUND = {"mnist": {1: 6.0, 3: 12.0}, "fashion-mnist": {1: 6.0, 3: 12.0}}
+_FOUND = {"mnist": {1: 6.0, 3: 12.0}, "fashion-mnist": {1: 3.0, 3: 6.0}}
 
 
 def search(name: data.Name, target_epsilon: float, source: data.Source = "real") -> dict[float, float]:
