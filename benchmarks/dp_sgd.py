@@ -226,13 +226,15 @@ def main() -> None:
         print(f"{name:<32}{median:>16.1f}{median / mine:>12.2f}")
     print(f"\nmost memory of the process, PyTorch peers together: {memory:.2f} GB")
     if arguments.json:
-        ratios = {
-            {"tf-privacy": "TensorFlow Privacy", "keras": "plain Keras"}.get(name, name): {
-                "an epoch": median / mine
-            }
-            for name, median in medians.items()
-            if name != "this recipe, fast"
+        ratios: dict[str, dict[str, float]] = {
+            "TensorFlow Privacy": {"an epoch": medians["tf-privacy"] / mine}
         }
+        for name, median in medians.items():
+            peer, _, how = name.partition(" ")
+            if peer in ("Opacus", "plain"):
+                ratios.setdefault(peer.replace("plain", "SGD without privacy"), {})[
+                    how.removeprefix("PyTorch, ")
+                ] = median / mine
         record = {"cpu_seconds_epoch": medians, "turns": seconds, "gigabytes": memory, "ratios": ratios}
         cards.write_json(arguments.json, record)
 

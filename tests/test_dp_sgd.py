@@ -34,7 +34,6 @@ from recipes.dp_sgd import (
     check_network,
     clipped_sum,
     epsilon,
-    experiment,
     lesson,
     many_runs,
     networks,
@@ -42,8 +41,10 @@ from recipes.dp_sgd import (
     one_run,
     original,
     planted,
+    report,
     run,
     scattering,
+    tradeoff,
     training,
 )
 from recipes.dp_sgd.gradients import cross_entropy
@@ -465,6 +466,17 @@ def test_the_lower_bound_of_shuffling_is_what_sampling_it_shows():
     assert low == pytest.approx(found, rel=0.05)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bounds_are_those_of_tensorflow_privacys_statement(grouped):
+    from tensorflow_privacy import compute_dp_sgd_privacy_statement
+
+    said = compute_dp_sgd_privacy_statement(60_000, 250, 3, 1.1, 1e-5, used_microbatching=grouped)
+    once, poisson = (float(line.split(":")[1]) for line in said.splitlines() if "Epsilon" in line)
+    noise = 1.1 / (2 if grouped else 1)  # as the recipe accounts for groups of examples
+    assert Ledger(noise, 250, 60_000, "shuffle", 720).epsilon(1e-5, "rdp") == pytest.approx(once, abs=6e-4)
+    assert Ledger(noise, 250, 60_000, "poisson", 720).epsilon(1e-5, "rdp") == pytest.approx(poisson, abs=6e-4)
+
+
 def test_budgets_add_up():
     half, whole = Ledger(1.1, 250, 60_000, steps=120), Ledger(1.1, 250, 60_000, steps=240)
     for accountant in ("rdp", "pld"):
@@ -720,7 +732,7 @@ def test_one_run_bounds_epsilon_and_finds_faults():
 def test_guesses_about_a_gaussian_keep_to_the_one_run_bounds():
     # 400 games at the true curve, each bound wrong in 5 % at the most: more than 50 has a chance below 1e-8
     random, canaries, guessed = np.random.default_rng(0), 200, 60
-    curve = audit.Curve(audit._loss(1.0, 1.0, 1))
+    curve = tradeoff.Curve(1.0, 1.0, 1)
     ledger = Ledger(1.0, 1, 1, steps=1)
     stated = ledger.epsilon(1e-5)
     by_curve = by_epsilon = 0
@@ -735,7 +747,7 @@ def test_guesses_about_a_gaussian_keep_to_the_one_run_bounds():
 
 
 def test_perfect_guesses_are_too_many():
-    curve = audit.Curve(audit._loss(1.0, 1.0, 1))
+    curve = tradeoff.Curve(1.0, 1.0, 1)
     assert audit._too_many_right(60, 60, 200, 0.05, curve)
     assert not audit._too_many_right(30, 60, 200, 0.05, curve)
     assert audit._one_run_any(60, 60, 200, 0.05, 0.0) == pytest.approx(
@@ -745,7 +757,7 @@ def test_perfect_guesses_are_too_many():
 
 @pytest.mark.parametrize("mu", [0.5, 1.0, 2.0])
 def test_the_curve_of_a_gaussian_is_the_closed_one(mu):
-    curve = audit.Curve(audit._loss(1 / mu, 1.0, 1))
+    curve = tradeoff.Curve(1 / mu, 1.0, 1)
     for false in (1e-3, 0.05, 0.3, 0.8):
         exact = stats.norm.cdf(stats.norm.ppf(false) + mu)
         assert curve.most_true(false) == pytest.approx(exact, abs=2e-3)
@@ -855,7 +867,7 @@ def test_a_result_says_all_that_it_should(quick):
     assert record["epsilon_rdp"] == epsilon(Q, 1.1, 60, 1e-5, "rdp")
     assert record["accuracy"] < record["plain_accuracy"]
     assert record["slowdown"] > 0.5
-    assert quick.statement in experiment.describe(quick)
+    assert quick.statement in report.describe(quick)
 
 
 class Watch:
@@ -865,14 +877,14 @@ class Watch:
 
 
 def test_figures_are_drawn(quick, tmp_path):
-    figure = experiment.plot(quick)
+    figure = report.plot(quick)
     figure.savefig(tmp_path / "figure.png")
     assert len(figure.axes) == 2
-    swept = dataclasses.replace(quick, sweep=((1.1, 0.3, 0.7), (2.0, 0.1, 0.5)))
-    assert len(experiment.plot(swept).axes) == 3
+    swept = dataclasses.replace(quick, sweep=((1.1, 0.3, 0.7, 0.1), (2.0, 0.1, 0.5, 0.0)))
+    assert len(report.plot(swept).axes) == 3
     empty = dataclasses.replace(quick, norms=np.empty(0), bound=None)
     with pytest.raises(ValueError, match="nothing to plot"):
-        experiment.plot(empty)
+        report.plot(empty)
 
 
 def test_the_classifier_on_features_keeps_to_its_target(few_features, monkeypatch):
@@ -894,14 +906,14 @@ def test_the_classifier_on_features_keeps_to_its_target(few_features, monkeypatc
 def test_without_noise_there_is_no_epsilon():
     result = run(Config(data="embedded", steps=3, noise_multiplier=0.0, audit_runs=0))
     assert result.epsilon_pld is result.epsilon_rdp is result.epsilon_shuffle_high is None
-    assert "no privacy" in experiment.describe(result)
+    assert "no privacy" in report.describe(result)
 
 
 def test_shuffled_training_states_bounds_and_no_poisson_figure():
     result = run(Config(data="embedded", steps=240, sampling="shuffle", audit_runs=0))
     assert result.sampling == "shuffle"
     assert result.epsilon_pld == result.epsilon_shuffle_high == pytest.approx(3.92, abs=0.005)
-    assert "0.302" not in experiment.describe(result)
+    assert "0.302" not in report.describe(result)
 
 
 def test_groups_of_examples_cost_twice_the_noise():

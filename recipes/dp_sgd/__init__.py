@@ -31,7 +31,8 @@ from typing import Any
 
 from recipes.dp_sgd.accounting import Ledger, budget, chapters_epsilon, epsilon, noise_for
 from recipes.dp_sgd.config import Config
-from recipes.dp_sgd.experiment import Result, describe, main, plot, run
+from recipes.dp_sgd.experiment import Result, main, run
+from recipes.dp_sgd.report import describe, plot
 
 _WITH_PYTORCH = {
     "Attack": "audit",

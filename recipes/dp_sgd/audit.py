@@ -17,21 +17,19 @@ and Chaudhuri, 2024, arXiv:2410.22235): an epsilon of the same mechanism with le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from recipes.dp_sgd import tradeoff
 from recipes.dp_sgd.accounting import Ledger
 from recipes.dp_sgd.gradients import Engine
 from recipes.dp_sgd.training import Parts, Settings, Trainer
-
-if TYPE_CHECKING:
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Scene = Literal["alone", "opposed"]
 _LONG = 1000.0  # of an input: its gradient is clipped
@@ -117,13 +115,13 @@ def many_runs(attack: Attack, runs: int, parts: Parts | None = None) -> Bound:
     return Bound(
         stated=ledger.epsilon(attack.delta),
         any_mechanism=float(_any_mechanism(*rates[0], attack.delta)),
-        this_mechanism=_this_mechanism(
+        this_mechanism=tradeoff.least_epsilon(
             ledger, attack.delta, lambda curve: float(rates[1][0]) > curve.most_true(float(rates[1][1]))
         ),
         trials=2 * (runs - first),
         right=(float(rates[1][0]), float(rates[1][1])),
         points=_points(chosen[1][0][first:], chosen[1][1][first:]),
-        allowed=_allowed(ledger),
+        allowed=tradeoff.drawn(ledger),
     )
 
 
@@ -278,7 +276,7 @@ def one_run(attack: Attack, canaries: int, parts: Parts | None = None) -> Bound:
     return Bound(
         stated=ledger.epsilon(attack.delta),
         any_mechanism=_one_run_any(*best, canaries, error, attack.delta),
-        this_mechanism=_this_mechanism(
+        this_mechanism=tradeoff.least_epsilon(
             ledger,
             attack.delta,
             lambda curve: any(_too_many_right(*count, canaries, error, curve) for count in counts),
@@ -286,7 +284,7 @@ def one_run(attack: Attack, canaries: int, parts: Parts | None = None) -> Bound:
         trials=canaries,
         right=(best[0] / best[1], best[1] / canaries),
         points=_points(scores[tosses], scores[~tosses]),
-        allowed=_allowed(ledger),
+        allowed=tradeoff.drawn(ledger),
     )
 
 
@@ -320,7 +318,7 @@ def _chance(right: int, guessed: int, canaries: int, epsilon: float, delta: floa
     return min(1.0, float(coin.sf(right - 1) + 2 * canaries * delta * below.max(initial=0.0)))
 
 
-def _too_many_right(right: int, guessed: int, canaries: int, error: float, curve: Curve) -> bool:
+def _too_many_right(right: int, guessed: int, canaries: int, error: float, curve: tradeoff.Curve) -> bool:
     """Whether so many right guesses have a chance below `error` if the mechanism keeps to the curve.
 
     Mahloujifar et al., algorithm 3: if the chance were `error` or more, right and wrong guesses together
@@ -334,69 +332,8 @@ def _too_many_right(right: int, guessed: int, canaries: int, error: float, curve
     return of_right + of_wrong > guessed / canaries
 
 
-# --- what noise the rates belong to ------------------------------------------------------------------
-
-
-class Curve:
-    """The trade-off between true and false positives that a training allows, at all epsilons at once.
-
-    (epsilon, delta(epsilon))-differential privacy for every epsilon: TPR ≤ e^ε FPR + δ(ε).
-    """
-
-    def __init__(self, loss: PrivacyLossDistribution) -> None:
-        self.epsilons = np.linspace(-30.0, 30.0, 1201)
-        self.deltas = np.array(loss.get_delta_for_epsilon(self.epsilons))
-
-    def most_true(self, false: float) -> float:
-        """The highest true positive rate at a false positive rate."""
-        return float(np.min(np.exp(self.epsilons) * false + self.deltas).clip(0, 1))
-
-    def least_false(self, true: float) -> float:
-        """The lowest false positive rate at a true positive rate."""
-        return float(np.max(np.exp(-self.epsilons) * (true - self.deltas)).clip(0, 1))
-
-
-@lru_cache(maxsize=128)
-def _loss(noise: float, probability: float, steps: int) -> PrivacyLossDistribution:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    one = privacy_loss_distribution.from_gaussian_mechanism(
-        noise, value_discretization_interval=1e-3, sampling_prob=probability
-    )
-    return one.self_compose(steps)
-
-
-def _this_mechanism(ledger: Ledger, delta: float, contradicts: Callable[[Curve], bool]) -> float:
-    """Epsilon of the stated mechanism with the most noise that the attacker's success does not contradict.
-
-    Noise from an eighth of the stated to eight times as much is looked at, to half a percent.
-    """
-    probability = ledger.batch / ledger.examples
-
-    def loss(noise: float) -> PrivacyLossDistribution:
-        return _loss(noise, probability, ledger.steps)
-
-    low, high = ledger.noise_multiplier / 8, ledger.noise_multiplier * 8
-    if not contradicts(Curve(loss(high))):
-        return 0.0
-    while high / low > 1.005:
-        middle = math.sqrt(low * high)
-        if contradicts(Curve(loss(middle))):
-            high = middle
-        else:
-            low = middle
-    return float(loss(high).get_epsilon_for_delta(delta))
-
-
 def _points(with_: np.ndarray, without: np.ndarray) -> np.ndarray:
     """False and true positive rates at every threshold: `[n, 2]`, from (0, 0) to (1, 1)."""
     pooled = np.sort(np.concatenate([with_, without]))[::-1]
     thresholds = [*pooled[:: max(1, len(pooled) // 400)], -math.inf]
     return np.array([(np.mean(without > at), np.mean(with_ > at)) for at in thresholds])
-
-
-def _allowed(ledger: Ledger) -> np.ndarray:
-    """The stated trade-off, drawn: `[n, 2]`."""
-    curve = Curve(_loss(ledger.noise_multiplier, ledger.batch / ledger.examples, ledger.steps))
-    false = np.linspace(0.0, 1.0, 201)
-    return np.stack([false, [curve.most_true(at) for at in false]], axis=1)

@@ -16,7 +16,6 @@ from recipes.dp_sgd.config import Config, check_delta, settings
 from recipes.files import check_writable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import nn
 
     from recipes.dp_sgd.audit import Bound
@@ -67,8 +66,9 @@ class Result:
     """CPU seconds beside those of plain SGD, same network, same batches; None if that was not trained."""
     resumed_from: int
     """Steps that the checkpoint had."""
-    sweep: tuple[tuple[float, float, float], ...]
-    """Noise multiplier, epsilon and test accuracy; empty unless asked for."""
+    sweep: tuple[tuple[float, float, float, float], ...]
+    """Noise multiplier, epsilon, test accuracy, and the epsilon that one audited run shows at least; empty
+    unless asked for."""
     outlier: Outlier | None
     norms: np.ndarray
     """`[n]`, gradient norms of a thousand training images after training; none for TensorFlow Privacy."""
@@ -270,122 +270,6 @@ def _lesson(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def describe(result: Result) -> str:
-    """The result in words, for a terminal."""
-    drawn = "Poisson batches" if result.sampling == "poisson" else "shuffled batches"
-    plain = "" if result.plain_accuracy is None else f", without privacy {result.plain_accuracy:.2%}"
-    cost = f"{result.cpu_seconds_epoch:.3g} CPU seconds an epoch"
-    lines = [
-        f"{result.network} network, {result.engine}, {result.steps:,} steps on {drawn} ({result.data} images)"
-        + (f", {result.resumed_from:,} of them from the checkpoint" if result.resumed_from else ""),
-        f"test accuracy {result.accuracy:.2%}{plain}",
-        cost + ("" if result.slowdown is None else f", {result.slowdown:.3g} times plain SGD's"),
-        "",
-        result.statement,
-    ]
-    if result.sampling == "poisson" and result.epsilon_shuffle_high is not None:
-        lines.append(
-            f"had the batches been shuffled, epsilon would be at least {result.epsilon_shuffle_low:.3g}, "
-            f"at most {result.epsilon_shuffle_high:.3g}: Poisson figures are for Poisson batches"
-        )
-    if result.epsilon_lower_bound is not None:
-        lines += [
-            "",
-            "audit, 95 % confidence, of the same code on a few examples of an attacker's making:",
-            f"  many runs  stated {result.epsilon_audited:.3g}, found at least "
-            f"{result.epsilon_lower_bound:.3g}",
-            f"  one run    stated {result.epsilon_audited_one_run:.3g}, found at least "
-            f"{result.epsilon_lower_bound_one_run:.3g}",
-        ]
-    if result.faults is not None:
-        lines += ["", f"planted faults, {result.faults_found} of {len(result.faults)} found:"]
-        lines += [
-            f"  {name:<28} stated {stated:5.3g}, found at least {bound:.3g}"
-            for name, (stated, bound) in result.faults.items()
-        ]
-    if result.sweep:
-        lines += ["", "noise  epsilon  accuracy"]
-        lines += [
-            f"{noise:5.3g}  {epsilon:7.3g}  {accuracy:8.2%}" for noise, epsilon, accuracy in result.sweep
-        ]
-    if result.outlier is not None:
-        odd = result.outlier
-        lines += [
-            "",
-            "probability of an outlier's label, trained with it and without it:",
-            f"  plain SGD  {odd.plain_with:.3f}  {odd.plain_without:.3f}",
-            f"  DP-SGD     {odd.private_with:.3f}  {odd.private_without:.3f}   (epsilon {odd.epsilon:.3g})",
-        ]
-    return "\n".join(lines)
-
-
-def plot(result: Result) -> Figure:
-    """Gradients before and after clipping, the attacker's test, and accuracy against epsilon."""
-    from matplotlib.figure import Figure
-
-    panels = [_plot_norms] if len(result.norms) else []
-    panels += [_plot_attack] if result.bound is not None else []
-    panels += [_plot_sweep] if result.sweep else []
-    if not panels:
-        raise ValueError(
-            "there is nothing to plot: TensorFlow Privacy keeps no gradients, and is not audited"
-        )
-    figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        panel(axes, result)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _plot_norms(axes: Any, result: Result) -> None:
-    norms = result.norms.clip(1e-3 * result.clip)
-    bins = np.geomspace(1e-3 * result.clip, max(norms.max(), 1.01 * result.clip), 46)
-    axes.hist(norms, bins, color="tab:grey", alpha=0.6, label="before clipping")
-    axes.hist(np.minimum(norms, result.clip), bins, histtype="step", color="tab:red", label="after clipping")
-    axes.axvline(result.clip, color="tab:red", linestyle=":", linewidth=1)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="L2 norm of an example's gradient",
-        ylabel="examples",
-        title=f"{len(result.norms):,} gradients after training",
-    )
-    axes.legend(frameon=False)
-
-
-def _plot_attack(axes: Any, result: Result) -> None:
-    bound = result.bound
-    axes.fill_between(
-        *bound.allowed.T, 1, color="tab:red", alpha=0.12, label=f"ruled out by ε = {bound.stated:.3g}"
-    )
-    axes.plot(*bound.allowed.T, color="tab:red", linewidth=1)
-    axes.plot(*bound.points.T, color="tab:blue", label=f"attacker, {bound.trials:,} trainings")
-    axes.plot((0, 1), (0, 1), color="tab:grey", linestyle=":", linewidth=1, label="guessing")
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.01),
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        title=f"Audit: ε of at least {bound.this_mechanism:.3g} found",
-    )
-    axes.legend(frameon=False, loc="lower right")
-
-
-def _plot_sweep(axes: Any, result: Result) -> None:
-    _, epsilons, accuracies = np.array(result.sweep).T
-    axes.plot(epsilons, accuracies, "o-", label="DP-SGD, by PLD")
-    for noise, epsilon, accuracy in result.sweep:
-        axes.annotate(
-            f"σ = {noise:g}", (epsilon, accuracy), textcoords="offset points", xytext=(6, -10), fontsize=8
-        )
-    if result.plain_accuracy is not None:
-        axes.axhline(result.plain_accuracy, color="tab:grey", linestyle="--", label="without privacy")
-    axes.set(
-        xscale="log", xlabel=f"ε at δ = {result.delta:g}", ylabel="test accuracy", title="What privacy costs"
-    )
-    axes.legend(frameon=False, loc="lower right")
-
-
 def _train_shipped() -> None:
     """Rewrite the classifiers that come with the recipe."""
     from recipes.dp_sgd import scattering
@@ -408,6 +292,7 @@ def _train_shipped() -> None:
 def main() -> None:
     """Run the recipe from the command line."""
     from recipes import cards, command_line
+    from recipes.dp_sgd.report import describe, plot
 
     def accurate(dataset: str, target: float, published: str) -> cards.Experiment:
         return cards.Experiment(

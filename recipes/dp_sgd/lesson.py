@@ -4,24 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from recipes import data
 from recipes.dp_sgd import networks
+from recipes.dp_sgd.audit import Attack, one_run
 from recipes.dp_sgd.training import Settings, Trainer, train_plainly
 
 NOISES = (0.4, 0.6, 0.8, 1.1, 2.0, 4.0, 8.0)
 
 
-def sweep(dataset: data.Dataset, settings: Settings, delta: float) -> Iterator[tuple[float, float, float]]:
-    """The chapter's network at each noise multiplier: (noise, epsilon by PLD, test accuracy)."""
+class Point(NamedTuple):
+    """A training at one noise."""
+
+    noise_multiplier: float
+    epsilon: float
+    """By PLD."""
+    accuracy: float
+    """Of all test images."""
+    bound: float
+    """Epsilon that one audited run of as many steps, on batches drawn alike, shows at least (95 %)."""
+
+
+def sweep(dataset: data.Dataset, settings: Settings, delta: float) -> Iterator[Point]:
+    """The chapter's network at each noise multiplier."""
     inputs, labels = networks.images(dataset.train.images), networks.labels(dataset.train.labels)
     test = networks.images(dataset.test.images), networks.labels(dataset.test.labels)
+    steps_an_epoch = round(len(labels) / settings.batch)
     for noise in NOISES:
         network = networks.chapter(networks.initial_weights(settings.seed or 0))
         ledger = Trainer(network, inputs, labels, replace(settings, noise_multiplier=noise)).run()
-        yield noise, ledger.epsilon(delta), networks.accuracy(network, *test)
+        attack = Attack(
+            noise_multiplier=noise,
+            steps=settings.steps,
+            examples=steps_an_epoch,
+            batch=1,
+            delta=delta,
+            seed=settings.seed or 0,
+        )
+        bound = one_run(attack, steps_an_epoch * max(1, 4000 // steps_an_epoch))
+        yield Point(noise, ledger.epsilon(delta), networks.accuracy(network, *test), bound.this_mechanism)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""The trade-off between true and false positives that a training allows, and the noise that fits rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recipes.dp_sgd.accounting import Ledger
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+
+class Curve:
+    """What a training of some noise allows, at all epsilons at once.
+
+    (epsilon, delta(epsilon))-differential privacy for every epsilon: TPR ≤ e^ε FPR + δ(ε). The deltas are
+    rounded up, so that no more is ruled out than there should be.
+    """
+
+    def __init__(self, noise_multiplier: float, probability: float, steps: int) -> None:
+        self.epsilons = np.linspace(-30.0, 30.0, 1201)
+        loss = _loss(noise_multiplier, probability, steps)
+        self.deltas = np.array(loss.get_delta_for_epsilon(self.epsilons))
+
+    def most_true(self, false: float) -> float:
+        """The highest true positive rate at a false positive rate."""
+        return float(np.min(np.exp(self.epsilons) * false + self.deltas).clip(0, 1))
+
+    def least_false(self, true: float) -> float:
+        """The lowest false positive rate at a true positive rate."""
+        return float(np.max(np.exp(-self.epsilons) * (true - self.deltas)).clip(0, 1))
+
+
+@lru_cache(maxsize=128)
+def _loss(
+    noise_multiplier: float, probability: float, steps: int, rounded_up: bool = True
+) -> PrivacyLossDistribution:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    one = privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        pessimistic_estimate=rounded_up,
+        value_discretization_interval=1e-3,
+        sampling_prob=probability,
+    )
+    return one.self_compose(steps)
+
+
+def least_epsilon(ledger: Ledger, delta: float, contradicted: Callable[[Curve], bool]) -> float:
+    """Epsilon, rounded down, of the stated training with the least noise that an attacker's success rules out.
+
+    Noise from an eighth of the stated to eight times as much is looked at, to half a percent.
+    """
+    probability = ledger.batch / ledger.examples
+    low, high = ledger.noise_multiplier / 8, ledger.noise_multiplier * 8
+    if not contradicted(Curve(high, probability, ledger.steps)):
+        return 0.0
+    while high / low > 1.005:
+        middle = math.sqrt(low * high)
+        if contradicted(Curve(middle, probability, ledger.steps)):
+            high = middle
+        else:
+            low = middle
+    return float(_loss(high, probability, ledger.steps, rounded_up=False).get_epsilon_for_delta(delta))
+
+
+def drawn(ledger: Ledger) -> np.ndarray:
+    """The stated trade-off: `[n, 2]`, a false positive rate and the highest true positive rate with it."""
+    curve = Curve(ledger.noise_multiplier, ledger.batch / ledger.examples, ledger.steps)
+    false = np.linspace(0.0, 1.0, 201)
+    return np.stack([false, [curve.most_true(at) for at in false]], axis=1)
