@@ -17,7 +17,7 @@ Source: Tsukerman, "Machine Learning for Cybersecurity Cookbook", Packt 2019, ch
         TensorFlow Privacy, clip 1.0, noise 1.1, one epoch, "a typical value of epsilon is about 1".
         It shuffles, while its accountant is for Poisson batches; `preprocess_labels` returns nothing.
 Status: simplified (noise from a Mersenne Twister, in floating point: a deployment wants a cryptographic
-        generator and a discrete or otherwise hardened mechanism; Mironov, 2012).
+        generator, and noise that is safe in floating point: Jin et al., 2022, arXiv:2112.05307).
 Expect: one epoch of the chapter's network, 240 Poisson batches: 74 % (96 % without privacy), epsilon 0.302
         by PLD and 0.731 by RDP at delta 1e-5; the chapter's accountant printed 1.02 for it. Shuffled, as the
         chapter did, it is at least 2.97 and at most 3.92. EXPECT

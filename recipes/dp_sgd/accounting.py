@@ -7,8 +7,9 @@ anything that is made of them: the last weights, an average, or every one of the
               arXiv:1908.10530. PLD: Doroshenko et al., "Connect the dots", 2022, arXiv:2207.04380,
               which is tight up to its rounding, and rounds up.
     shuffle   neighbours differ by one example that is replaced by one with no gradient. No tight figure
-              is known. Lower bound: Chua et al., "How private are DP-SGD implementations?", 2024,
-              arXiv:2403.17673. Upper bound: each example is in one batch an epoch, and what the order
+              is known. Lower bound, of the first epoch: Chua et al., "How private are DP-SGD
+              implementations?", 2024, arXiv:2403.17673 (their "Scalable DP-SGD", 2024, arXiv:2411.04205,
+              goes on to more epochs). Upper bound: each example is in one batch an epoch, and what the order
               hides is not counted.
 """
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import dp_accounting
 
 Accountant = Literal["rdp", "pld"]
+LEAST_NOISE = 0.05
+"""The least noise multiplier that is accounted for, but for none at all."""
 
 
 @dataclass
@@ -40,6 +43,9 @@ class Ledger:
     """N."""
     sampling: Literal["poisson", "shuffle"] = "poisson"
     steps: int = 0
+    grouped: bool = False
+    """Whether mean gradients of groups are clipped; σ is half of the noise then, and no lower bound of
+    shuffling is known."""
 
     def epsilon(self, delta: float, accountant: Accountant = "pld") -> float:
         """Epsilon of the steps so far; infinity without noise. Of a shuffled training, the upper bound.
@@ -62,7 +68,10 @@ class Ledger:
         if not self.steps or not self.noise_multiplier:
             return (math.inf, math.inf) if self.steps else (0.0, 0.0)
         upper = epsilon(1.0, self.noise_multiplier, epochs, delta, accountant)
-        return _shuffled_epoch(self.noise_multiplier, min(self.steps, per_epoch), delta), upper
+        batches = min(self.steps, per_epoch)
+        there = batches * self.batch / self.examples  # the last of an epoch may be left out
+        low = 0.0 if self.grouped else _shuffled_epoch(self.noise_multiplier, batches, there, delta)
+        return low, upper
 
     def event(self) -> dp_accounting.DpEvent:
         """The releases as dp-accounting describes them."""
@@ -80,13 +89,13 @@ class Ledger:
         if self.sampling == "shuffle":
             low, high = self.shuffle_bounds(delta)
             return (
-                f"({high:.3g}, {delta:g})-differentially private, at best ({low:.3g}, {delta:g}), if one "
+                f"({_up(high)}, {delta:g})-differentially private, at best ({low:.3g}, {delta:g}), if one "
                 f"example is replaced by one without a gradient: {mechanism}, on batches of {self.batch:,} "
                 f"out of {self.examples:,} shuffled examples; the batches were drawn so"
             )
-        pld, rdp = self.epsilon(delta, "pld"), self.epsilon(delta, "rdp")
+        pld, rdp = (_up(self.epsilon(delta, accountant)) for accountant in ("pld", "rdp"))
         return (
-            f"({pld:.3g}, {delta:g})-differentially private by PLD, ({rdp:.3g}, {delta:g}) by RDP, if one "
+            f"({pld}, {delta:g})-differentially private by PLD, ({rdp}, {delta:g}) by RDP, if one "
             f"example is added or removed: {mechanism}, on Poisson batches, each example with probability "
             f"{self.batch:,}/{self.examples:,}; the batches were drawn so"
         )
@@ -102,7 +111,7 @@ def budget(ledgers: Iterable[Ledger], delta: float, accountant: Accountant = "pl
     taken = [ledger for ledger in ledgers if ledger.steps]
     if any(not ledger.noise_multiplier for ledger in taken):
         return math.inf
-    book = _accountant(accountant)
+    book = _accountant(accountant, min((ledger.noise_multiplier for ledger in taken), default=1.0))
     for ledger in taken:
         book.compose(ledger.event())
     return float(book.get_epsilon(delta)) if taken else 0.0
@@ -113,7 +122,7 @@ def epsilon(
     probability: float, noise_multiplier: float, steps: int, delta: float, accountant: Accountant = "pld"
 ) -> float:
     """Epsilon of so many steps on Poisson batches; probability 1 takes every example each time."""
-    book = _accountant(accountant)
+    book = _accountant(accountant, noise_multiplier)
     book.compose(_event(probability, noise_multiplier, steps))
     return float(book.get_epsilon(delta))
 
@@ -127,20 +136,41 @@ def noise_for(
     Raises:
         ValueError: the target is not a number above 0, or delta not between 0 and 1.
     """
-    import dp_accounting
-
     check_delta(delta)
     if not 0 < target_epsilon < math.inf:
         raise ValueError(f"target_epsilon must be a number above 0, not {target_epsilon}")
-    enough = dp_accounting.calibrate_dp_mechanism(
-        lambda: _accountant(accountant),
-        lambda noise: _event(probability, noise, steps),
-        target_epsilon,
-        delta,
-        dp_accounting.LowerEndpointAndGuess(0.2, 2.0),
-        tol=1e-3,
-    )
-    return float(enough)
+    low, high = LEAST_NOISE, 1e4
+    if not epsilon(probability, high, steps, delta, accountant) <= target_epsilon:
+        raise ValueError(f"target_epsilon {target_epsilon:g} would take a noise multiplier above {high:g}")
+    while high > 1.001 * low:
+        middle = math.sqrt(low * high)
+        if epsilon(probability, middle, steps, delta, accountant) <= target_epsilon:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _up(number: float) -> str:
+    """Three digits, rounded up: what is stated must not be less than what is true."""
+    if not 0 < number < math.inf:
+        return f"{number:g}"
+    unit = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return f"{math.ceil(number / unit * (1 - 1e-12)) * unit:.3g}"
+
+
+def check_noise(noise_multiplier: float) -> None:
+    """Raise ValueError unless this is a noise that can be accounted for, or none."""
+    if noise_multiplier and not LEAST_NOISE <= noise_multiplier <= 1e9:
+        raise ValueError(
+            f"noise_multiplier must be 0, or from {LEAST_NOISE:g} to 1e9, not {noise_multiplier:g}"
+        )
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise ValueError unless this is a seed, or none."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, or None, not {seed}")
 
 
 def check_delta(delta: float) -> None:
@@ -158,28 +188,37 @@ def _event(probability: float, noise_multiplier: float, steps: int) -> dp_accoun
     return dp_accounting.SelfComposedDpEvent(event, steps)
 
 
-def _accountant(name: Accountant) -> dp_accounting.PrivacyAccountant:
-    """An accountant for neighbours that differ by one example which is there or not."""
+def _accountant(name: Accountant, noise_multiplier: float) -> dp_accounting.PrivacyAccountant:
+    """An accountant for neighbours that differ by one example which is there or not.
+
+    Little noise makes for large losses, which are rounded up to a coarser grid.
+    """
     import dp_accounting
     from dp_accounting import pld, rdp
 
     neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     if name == "rdp":
         return rdp.RdpAccountant(neighboring_relation=neighbours)
-    return pld.PLDAccountant(neighbours)
+    grid = 1e-4 * max(1.0, (0.4 / noise_multiplier) ** 2)
+    return pld.PLDAccountant(neighbours, grid)
 
 
-def _shuffled_epoch(noise_multiplier: float, steps: int, delta: float) -> float:
-    """A lower bound of one shuffled epoch's epsilon (Chua et al. 2024, the event that some batch is above C).
+def _shuffled_epoch(noise_multiplier: float, batches: int, there: float, delta: float) -> float:
+    """A lower bound of a shuffled epoch's epsilon (Chua et al. 2024, the event that some batch is above C).
 
-    All examples but one have the gradient −C, and that one +C or none: its batch is 2C or 1C above the
-    others. Over every threshold c: log((P(max > c) − delta) / Q(max > c)).
+    All examples but one have the gradient −C, and that one +C or none: the batch that it is in is 2C or 1C
+    above the others. With the probability `there` it is in one of them. Over every threshold c:
+    log((P(max > c) − delta) / Q(max > c)).
     """
     from scipy.special import log_ndtr
 
     c = np.linspace(-5.0, 40.0, 20_001) * max(noise_multiplier, 1.0)
-    others = (steps - 1) * log_ndtr(c / noise_multiplier)
-    above = [-np.expm1(log_ndtr((c - shift) / noise_multiplier) + others) for shift in (2.0, 1.0)]
+    below = log_ndtr(c / noise_multiplier)
+    above = [
+        -there * np.expm1(log_ndtr((c - shift) / noise_multiplier) + (batches - 1) * below)
+        - (1 - there) * np.expm1(batches * below)
+        for shift in (2.0, 1.0)
+    ]
     told = (above[0] > delta) & (above[1] > 0)
     return float(np.log((above[0][told] - delta) / above[1][told]).max(initial=0.0))
 

@@ -74,7 +74,8 @@ class Bound:
     any_mechanism: float
     """Lower bound of epsilon, whatever the mechanism."""
     this_mechanism: float
-    """Lower bound of epsilon if the mechanism is the stated one with an unknown noise."""
+    """Lower bound of epsilon if the mechanism is the stated one with an unknown noise, an eighth of the
+    stated at the least."""
     trials: int
     """Trainings with and without the canary (many runs), or canaries (one run), behind the bounds."""
     right: tuple[float, float]
@@ -87,8 +88,11 @@ class Bound:
 
     @property
     def found_out(self) -> bool:
-        """Whether the training is less private than it states."""
-        return max(self.any_mechanism, self.this_mechanism) > self.stated
+        """Whether the attacker does better than the stated mechanism allows.
+
+        That holds at 95 %. Which epsilon is true instead, only `any_mechanism` bounds.
+        """
+        return self.this_mechanism > self.stated
 
 
 # --- many runs ---------------------------------------------------------------------------------------

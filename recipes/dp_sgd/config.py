@@ -53,11 +53,11 @@ class Config:
     seed: int | None = 0
     """Of weights, batches and noise. Who knows it can take the noise away: None draws it in secret."""
     audit_runs: int = 1000
-    """Trainings with and without a canary behind the audit's bound; 0 leaves it out."""
+    """Trainings with a canary, and as many without, in each of two scenes, for the audit; 0 leaves it out."""
     faults: bool = False
-    """Plant each of the known faults, too, and see whether the audit finds it."""
+    """Plant five faults, one at a time, and audit each with 1,000 trainings or more."""
     lesson: bool = False
-    """Train at seven noise levels, too, and with and without an outlier."""
+    """Train at seven noises, too, and with and without an outlier."""
     checkpoint: Path | None = None
     """Write training's whole state here every 20 steps, and take it up from here."""
     train: bool = False
@@ -69,9 +69,10 @@ class Config:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, not {value}")
         accounting.check_delta(self.delta)
+        accounting.check_seed(self.seed)
         noise = self.noise_multiplier
-        if noise is not None and not 0 <= noise < math.inf:
-            raise ValueError(f"noise_multiplier must be a number, at least 0, not {noise}")
+        if noise is not None:
+            accounting.check_noise(noise)
         if noise is not None and self.target_epsilon is not None:
             raise ValueError(
                 f"noise_multiplier {noise:g} and target_epsilon {self.target_epsilon:g} both set the noise: "

@@ -25,6 +25,11 @@ def describe(result: Result) -> str:
         "",
         result.statement,
     ]
+    if result.seed is not None:
+        lines.append(
+            f"(to all who do not know the seed, {result.seed}: with it the noise can be taken away; "
+            "--seed None draws one in secret)"
+        )
     if result.sampling == "poisson" and result.epsilon_shuffle_high is not None:
         lines.append(
             f"had the batches been shuffled, epsilon would be at least {result.epsilon_shuffle_low:.3g}, "
@@ -33,17 +38,22 @@ def describe(result: Result) -> str:
     if result.epsilon_lower_bound is not None:
         lines += [
             "",
-            "audit, 95 % confidence, of the same code on a few examples of an attacker's making:",
-            f"  many runs  stated {result.epsilon_audited:.3g}, found at least "
-            f"{result.epsilon_lower_bound:.3g}",
-            f"  one run    stated {result.epsilon_audited_one_run:.3g}, found at least "
+            "audit of this code on examples of an attacker's making: epsilon is at least (95 %), if the",
+            "mechanism is the stated one with less noise, and whatever it is",
+            f"  many runs  stated {result.epsilon_audited:.3g}: {result.epsilon_lower_bound:.3g}, "
+            f"{result.epsilon_lower_bound_any:.3g}",
+            f"  one run    stated {result.epsilon_audited_one_run:.3g}: "
             f"{result.epsilon_lower_bound_one_run:.3g}",
         ]
     if result.faults is not None:
-        lines += ["", f"planted faults, {result.faults_found} of {len(result.faults)} found:"]
         lines += [
-            f"  {name:<28} stated {stated:5.3g}, found at least {bound:.3g}"
-            for name, (stated, bound) in result.faults.items()
+            "",
+            f"planted faults: in {result.faults_found} of {len(result.faults)} the attacker does better "
+            "than the stated mechanism allows",
+        ]
+        lines += [
+            f"  {name:<28} stated {stated:5.3g}: {bound:.3g}, {anyhow:.3g}"
+            for name, (stated, bound, anyhow) in result.faults.items()
         ]
     if result.sweep:
         lines += ["", "noise  epsilon  one audited run: at least  accuracy"]
@@ -53,12 +63,13 @@ def describe(result: Result) -> str:
         ]
     if result.outlier is not None:
         odd = result.outlier
-        lines += [
-            "",
-            "probability of an outlier's label, trained with it and without it:",
-            f"  plain SGD  {odd.plain_with:.3f}  {odd.plain_without:.3f}",
-            f"  DP-SGD     {odd.private_with:.3f}  {odd.private_without:.3f}   (epsilon {odd.epsilon:.3g})",
-        ]
+        lines += ["", "probability of an outlier's label, trained with it / without it, by seed:"]
+        for name, pairs, accuracy in (
+            ("plain SGD", odd.plain, odd.plain_accuracy),
+            ("DP-SGD", odd.private, odd.private_accuracy),
+        ):
+            told = "  ".join(f"{there:.3f}/{gone:.3f}" for there, gone in pairs)
+            lines.append(f"  {name:<10} {told}   ({accuracy:.1%} of the test images right)")
     return "\n".join(lines)
 
 
@@ -66,13 +77,9 @@ def plot(result: Result) -> Figure:
     """Gradients before and after clipping, the attacker's test, and accuracy against epsilon."""
     from matplotlib.figure import Figure
 
-    panels = [_plot_norms] if len(result.norms) else []
+    panels = [_plot_norms]
     panels += [_plot_attack] if result.bound is not None else []
     panels += [_plot_sweep] if result.sweep else []
-    if not panels:
-        raise ValueError(
-            "there is nothing to plot: TensorFlow Privacy keeps no gradients, and is not audited"
-        )
     figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         panel(axes, result)
@@ -85,10 +92,9 @@ def _plot_norms(axes: Any, result: Result) -> None:
     bins = np.geomspace(1e-3 * result.clip, max(norms.max(), 1.01 * result.clip), 46)
     axes.hist(norms, bins, color="tab:grey", alpha=0.6, label="before clipping")
     axes.hist(np.minimum(norms, result.clip), bins, histtype="step", color="tab:red", label="after clipping")
-    axes.axvline(result.clip, color="tab:red", linestyle=":", linewidth=1)
+    axes.axvline(result.clip, color="tab:red", linestyle=":", linewidth=1, label="the clip")
     axes.set(
         xscale="log",
-        yscale="log",
         xlabel="L2 norm of an example's gradient",
         ylabel="examples",
         title=f"{len(result.norms):,} gradients after training",
@@ -109,16 +115,20 @@ def _plot_attack(axes: Any, result: Result) -> None:
         ylim=(0, 1.01),
         xlabel="false positive rate",
         ylabel="true positive rate",
-        title=f"Audit: ε of at least {bound.this_mechanism:.3g} found",
+        title=f"Audit: stated ε = {bound.stated:.3g}, shown ≥ {bound.this_mechanism:.3g}",
     )
     axes.legend(frameon=False, loc="lower right")
 
 
 def _plot_sweep(axes: Any, result: Result) -> None:
+    from recipes.dp_sgd.lesson import RATE as lesson_rate
+
     _, epsilons, accuracies, bounds = np.array(result.sweep).T
     axes.plot(epsilons, accuracies, "o-", label="stated (PLD)")
     seen = bounds > 0
-    axes.plot(bounds[seen], accuracies[seen], "<", color="tab:red", label="found by the audit, at least")
+    axes.plot(
+        bounds[seen], accuracies[seen], "<", color="tab:red", label="shown by one audited run, at least"
+    )
     axes.hlines(accuracies[seen], bounds[seen], epsilons[seen], color="tab:red", linewidth=1, alpha=0.5)
     for noise, epsilon, accuracy, _ in result.sweep:
         axes.annotate(
@@ -127,6 +137,9 @@ def _plot_sweep(axes: Any, result: Result) -> None:
     if result.plain_accuracy is not None:
         axes.axhline(result.plain_accuracy, color="tab:grey", linestyle="--", label="without privacy")
     axes.set(
-        xscale="log", xlabel=f"ε at δ = {result.delta:g}", ylabel="test accuracy", title="What privacy costs"
+        xscale="log",
+        xlabel=f"ε at δ = {result.delta:g}",
+        ylabel="test accuracy",
+        title=f"One epoch, learning rate {lesson_rate:g}",
     )
     axes.legend(frameon=False, loc="lower right")

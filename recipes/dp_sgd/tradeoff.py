@@ -47,12 +47,13 @@ def _loss(
         pessimistic_estimate=rounded_up,
         value_discretization_interval=1e-3,
         sampling_prob=probability,
+        use_connect_dots=rounded_up,  # which can only round up
     )
     return one.self_compose(steps)
 
 
 def least_epsilon(ledger: Ledger, delta: float, contradicted: Callable[[Curve], bool]) -> float:
-    """Epsilon, rounded down, of the stated training with the least noise that an attacker's success rules out.
+    """Epsilon, rounded down, of the stated training with the least noise that an attack's success rules out.
 
     Noise from an eighth of the stated to eight times as much is looked at, to half a percent.
     """

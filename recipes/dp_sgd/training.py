@@ -11,17 +11,18 @@ import hashlib
 import math
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recipes.dp_sgd.accounting import Ledger
+from recipes.dp_sgd.accounting import Ledger, check_noise, check_seed
 from recipes.dp_sgd.gradients import ClippedSum, Engine, check_network, clipped_sum, cross_entropy, trainable
 from recipes.dp_sgd.sampling import Sampler, Sampling
 from recipes.files import written_whole
@@ -40,6 +41,7 @@ class Settings:
     """σ: the noise's standard deviation in each coordinate of the sum, as a multiple of the clip."""
     learning_rate: float = 0.15
     momentum: float = 0.0
+    """How much of the last step's velocity is kept."""
     averaged: float = 0.0
     """The last share of the steps whose weights are averaged into the result; 0 takes the last weights."""
     sampling: Sampling = "poisson"
@@ -54,18 +56,40 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("clip", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
-        if not 0 <= self.noise_multiplier < float("inf"):
-            raise ValueError(f"noise_multiplier must be a number, at least 0, not {self.noise_multiplier}")
-        for name in ("momentum", "averaged"):
-            if not 0 <= getattr(self, name) <= (1 if name == "averaged" else 0.999):
-                raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+            if not 1e-12 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number, at least 1e-12, not {getattr(self, name)}")
+        check_noise(self.noise_multiplier)
+        check_seed(self.seed)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be from 0 to below 1, not {self.momentum}")
+        if not 0 <= self.averaged <= 1:
+            raise ValueError(f"averaged must be from 0 to 1, not {self.averaged}")
 
 
 def gaussian(like: Sequence[Tensor], deviation: float, generator: torch.Generator) -> list[Tensor]:
-    """Independent normal noise for every coordinate, in the shapes of some tensors."""
-    return [torch.normal(0.0, deviation, t.shape, generator=generator, dtype=t.dtype) for t in like]
+    """Independent normal noise for every coordinate, in the shapes of some tensors.
+
+    Drawn in float64: in float32 no number is further than 5.8 deviations from 0.
+    """
+    drawn = (torch.normal(0.0, deviation, t.shape, generator=generator, dtype=torch.float64) for t in like)
+    return [noise.to(tensor.dtype) for noise, tensor in zip(drawn, like, strict=True)]
+
+
+def generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
+    """Two streams that say nothing of each other: of noise, and of batches.
+
+    `manual_seed` would use 32 bits of the seed, which can be guessed one after the other; here the whole
+    state is filled. Without a seed 256 bits come from the operating system.
+    """
+    entropy = secrets.randbits(256) if seed is None else seed
+    streams = []
+    for sequence in np.random.SeedSequence(entropy, pool_size=8).spawn(2):
+        generator = torch.Generator().manual_seed(0)
+        state = generator.get_state()
+        words = torch.from_numpy(sequence.generate_state(624).astype(np.int64))
+        state[24 : 24 + 8 * 624] = words.view(torch.uint8)  # after a header of three numbers
+        streams.append(generator.set_state(state))
+    return streams[0], streams[1]
 
 
 Noise = Callable[[Sequence[Tensor], float, torch.Generator], list[Tensor]]
@@ -84,7 +108,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in a step; an observer may look, and only `noisy` is private."""
+    """What happened in a step. Only `noisy` may be released; the rest is for who may see everything."""
 
     noisy: list[Tensor]
     """The noisy sum, before it is divided by B: what the weights are moved by."""
@@ -98,8 +122,9 @@ class Trainer:
 
     Args:
         network: trained in place.
-        inputs, labels: `[N, ...]` and `[N]`; all of them count as private.
+        inputs, labels: `[N, ...]` and `[N]`; all of them are to be hidden.
         settings: how.
+        parts: what it is put together from.
         observe: called with each `Step`.
     """
 
@@ -118,14 +143,13 @@ class Trainer:
         self.network, self.inputs, self.labels, self.settings = network, inputs, labels, settings
         self.parts, self.observe = parts, observe
         self.ledger = Ledger(settings.noise_multiplier, settings.batch, len(inputs), settings.sampling)
-        seed = secrets.randbits(63) if settings.seed is None else settings.seed
-        # two streams, so that what one draws says nothing of the other's state
-        self.noise = torch.Generator().manual_seed(seed)
-        self.draws = torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+        self.noise, self.draws = generators(settings.seed)
         self.sampler = parts.sampler(len(inputs), settings.batch, settings.sampling, self.draws)
         self.parameters = trainable(network)
         self.velocity = [torch.zeros_like(p) for p in self.parameters]
         self.total = [torch.zeros_like(p) for p in self.parameters]
+        self.added = 0
+        """Weights that are in the total."""
 
     def step(self) -> Step:
         """Take one step, and count it."""
@@ -147,6 +171,7 @@ class Trainer:
                 velocity.mul_(settings.momentum).add_(noisy, alpha=1 / settings.batch)
                 p.sub_(velocity, alpha=settings.learning_rate)
             if self.ledger.steps > settings.steps - self._averaged_steps():
+                self.added += 1
                 for total, p in zip(self.total, self.parameters, strict=True):
                     total.add_(p)
         if self.observe:
@@ -187,16 +212,16 @@ class Trainer:
                     self.ledger.steps % every == 0 or self.ledger.steps == self.settings.steps
                 ):
                     self._write(checkpoint)
-        if count := self._averaged_steps():
+        if self.added:
             with torch.no_grad():
                 for p, total in zip(self.parameters, self.total, strict=True):
-                    p.copy_(total / count)
+                    p.copy_(total / self.added)
         return self.ledger
 
     def _averaged_steps(self) -> int:
         return math.ceil(self.settings.averaged * self.settings.steps)
 
-    # --- checkpoints: all that the next step depends on ---
+    # --- checkpoints: all that the next step depends on; as secret as the noise ---
 
     def _state(self) -> dict[str, Tensor]:
         named = {
@@ -205,21 +230,26 @@ class Trainer:
             **{f"total.{i}": t for i, t in enumerate(self.total)},
             "noise": self.noise.get_state(),
             "draws": self.draws.get_state(),
+            "everything else": torch.get_rng_state(),  # dropout knows no other
             "waiting": self.sampler.waiting,
+            "counts": torch.tensor([self.ledger.steps, self.added]),
         }
         return {name: tensor.contiguous() for name, tensor in named.items()}
 
     def _fingerprint(self) -> str:
-        """Of all that must be the same for a checkpoint to fit: settings, data, and the network's shape."""
-        digest = hashlib.sha256(repr((self.settings, self.network)).encode())
-        for tensor in (self.inputs, self.labels):
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Of all that must be the same for a checkpoint to fit: settings, data, and what is not trained."""
+        trained = {id(p) for p in self.parameters}
+        fixed = [p.detach() for p in self.network.parameters() if id(p) not in trained]
+        named = [(name, p.requires_grad) for name, p in self.network.named_parameters()]
+        header = repr((self.settings, self.network, named)).encode()
+        return _digest(header, [self.inputs, self.labels, *fixed, *self.network.buffers()])
 
     def _write(self, checkpoint: Path) -> None:
-        about = {"steps": str(self.ledger.steps), "fingerprint": self._fingerprint()}
+        state = self._state()
+        about = {"training": self._fingerprint(), "content": _digest(b"", state.values())}
         with written_whole(checkpoint) as temporary:
-            save_file(self._state(), temporary, about)
+            save_file(state, temporary, about)
+        checkpoint.chmod(0o600)
 
     def take_up(self, checkpoint: Path | None) -> int:
         """Go on from a checkpoint, if it is there; how many steps it had.
@@ -232,14 +262,16 @@ class Trainer:
         try:
             with safe_open(checkpoint, "pt") as file:
                 about = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+                state = {name: file.get_tensor(name) for name in self._state()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{checkpoint} is no checkpoint: remove it, or name another file") from error
-        if about.get("fingerprint") != self._fingerprint():
+        if about.get("training") != self._fingerprint():
             raise ValueError(
                 f"{checkpoint} is of another training (settings, data or network differ): "
                 "remove it, or name another"
             )
+        if about.get("content") != _digest(b"", state.values()):
+            raise ValueError(f"{checkpoint} is damaged: remove it")
         with torch.no_grad():
             for name, into in (
                 ("weight", self.parameters),
@@ -250,9 +282,18 @@ class Trainer:
                     tensor.copy_(state[f"{name}.{i}"])
         self.noise.set_state(state["noise"])
         self.draws.set_state(state["draws"])
+        torch.set_rng_state(state["everything else"])
         self.sampler.waiting = state["waiting"]
-        self.ledger.steps = int(about["steps"])
+        self.ledger.steps, self.added = state["counts"].tolist()
         return self.ledger.steps
+
+
+def _digest(header: bytes, tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256(header)
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train_plainly(network: nn.Module, inputs: Tensor, labels: Tensor, settings: Settings) -> None:
