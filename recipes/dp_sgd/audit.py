@@ -29,7 +29,7 @@ from torch import nn
 from recipes.dp_sgd import tradeoff
 from recipes.dp_sgd.accounting import Ledger
 from recipes.dp_sgd.gradients import Engine
-from recipes.dp_sgd.training import Parts, Settings, Trainer
+from recipes.dp_sgd.training import Parts, Settings, Trainer, one_thread
 
 Scene = Literal["alone", "opposed"]
 _LONG = 1000.0  # of an input: its gradient is clipped
@@ -98,6 +98,7 @@ class Bound:
 # --- many runs ---------------------------------------------------------------------------------------
 
 
+@one_thread()
 def many_runs(attack: Attack, runs: int, parts: Parts | None = None) -> Bound:
     """Train `runs` times with the canary and `runs` times without, in each scene.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -144,7 +145,7 @@ class _Trained:
 def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     from recipes.dp_sgd import networks, scattering
     from recipes.dp_sgd.gradients import check_network, clipped_sum
-    from recipes.dp_sgd.training import Trainer, train_plainly
+    from recipes.dp_sgd.training import Trainer, one_thread, train_plainly
 
     how = settings(config, len(dataset.train))
     labels, test_labels = networks.labels(dataset.train.labels), networks.labels(dataset.test.labels)
@@ -160,13 +161,15 @@ def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     planned.statement(config.delta)  # what cannot be accounted for is found before the work
     clipped_sum(network, inputs[: how.batch], labels[: how.batch], how.clip, engine=how.engine)  # warm up
     check_network(network, inputs, labels, how.engine)
-    seconds = _cpu_seconds(lambda: trainer.run(config.checkpoint))
+    with one_thread() if config.network == "chapter" else contextlib.nullcontext():
+        seconds = _cpu_seconds(lambda: trainer.run(config.checkpoint))
     steps = max(1, how.steps - resumed_from)
     epoch = seconds * len(labels) / (steps * how.batch)
     plain: dict[str, Any] = {}
     if config.network == "chapter":
         twin = networks.chapter(networks.initial_weights(config.seed or 0))
-        plain_seconds = _cpu_seconds(lambda: train_plainly(twin, inputs, labels, how))
+        with one_thread():
+            plain_seconds = _cpu_seconds(lambda: train_plainly(twin, inputs, labels, how))
         if resumed_from < how.steps:
             plain["slowdown"] = (seconds / steps) / (plain_seconds / how.steps)
         plain["plain_accuracy"] = networks.accuracy(twin, test, test_labels)

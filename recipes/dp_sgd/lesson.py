@@ -14,7 +14,7 @@ import torch
 from recipes import data
 from recipes.dp_sgd import networks
 from recipes.dp_sgd.audit import Attack, one_run
-from recipes.dp_sgd.training import Settings, Trainer, generators, train_plainly
+from recipes.dp_sgd.training import Settings, Trainer, generators, one_thread, train_plainly
 
 RATE = 1.0
 """The chapter's 0.15 makes steps of clipped gradients so short that the noise hardly matters."""
@@ -40,9 +40,9 @@ def sweep(dataset: data.Dataset, settings: Settings, delta: float) -> Iterator[P
     steps_an_epoch = round(len(labels) / settings.batch)
     for noise in NOISES:
         network = networks.chapter(networks.initial_weights(settings.seed or 0))
-        ledger = Trainer(
-            network, inputs, labels, replace(settings, noise_multiplier=noise, learning_rate=RATE)
-        ).run()
+        how = replace(settings, noise_multiplier=noise, learning_rate=RATE)
+        with one_thread():
+            ledger = Trainer(network, inputs, labels, how).run()
         attack = Attack(
             noise_multiplier=noise,
             steps=settings.steps,
@@ -74,6 +74,7 @@ PLAIN = Settings(steps=1600, batch=50, learning_rate=0.1)
 PRIVATE = Settings(steps=150, batch=200, learning_rate=0.7, noise_multiplier=2.5)
 
 
+@one_thread()
 def outlier(dataset: data.Dataset, delta: float, seeds: int = 4) -> Outlier:
     """Train on 2,000 images, the last of them as it is or replaced by dots that are labelled 3."""
     inputs, labels = (
