@@ -234,10 +234,10 @@ plt.show()
 
 # %% [markdown]
 # The red line is the whole promise: what all $\varepsilon$ with their $\delta$ together leave to an
-# attacker. His curve is an estimate, and follows the line closely: so the accounting is tight, and we see
-# no sign that the code gives away more. The second bound is much lower because it may not use the line:
-# to show an $\varepsilon$ at $\delta = 10^{-5}$ without it takes false positives that are rarer than a
-# thousand trainings can show.
+# attacker. His curve is an estimate, and keeps close below the line: so the accounting is nearly tight,
+# and we see no sign that the code gives away more. The second bound is much lower because it may not use
+# the line: to show an $\varepsilon$ at $\delta = 10^{-5}$ without it takes false positives that are rarer
+# than a thousand trainings can show.
 #
 # A long training cannot be repeated a thousand times. One run tells something, too, if there are many
 # canaries in it, each there by the toss of a coin, and the attacker guesses the tosses that he is surest
@@ -247,7 +247,9 @@ plt.show()
 one = dp_sgd.one_run(dp_sgd.Attack(steps=1, batch=8), canaries=1000)
 share, guessed = one.right
 print(f"one run, 1,000 canaries: {share:.0%} of {guessed * one.trials:.0f} guesses right")
-print(f"stated: epsilon {one.stated:.2f}; shown: at least {one.this_mechanism:.2f}, {one.any_mechanism:.2f}")
+print(f"stated: epsilon {one.stated:.2f}")
+print(f"shown:  at least {one.this_mechanism:.2f}, if the mechanism is the stated one")
+print(f"        at least {one.any_mechanism:.2f}, whatever it is")
 
 # %% [markdown]
 # ## Does the attack find what is wrong?
@@ -265,7 +267,7 @@ for name, (parts, where) in dp_sgd.planted().items():
 # %% [markdown]
 # *Found out* means that the attacker does better than the line of the stated mechanism allows. How large
 # $\varepsilon$ really is, only the second number bounds: the first is about a mechanism that these no
-# longer are (and 46 is where its search ends).
+# longer are (and 36 is where its search ends).
 #
 # And a sixth, which is no mistake in the code: the *seed*. Our trainings can be repeated because the seed
 # is written here; so everybody can draw the same noise again, and take it away. With `seed=None` it comes

@@ -77,7 +77,7 @@ class Result:
     unless asked for."""
     outlier: Outlier | None
     norms: np.ndarray
-    """`[n]`, gradient norms of a thousand training images after training; none for TensorFlow Privacy."""
+    """`[n]`, gradient norms of a thousand training images after training."""
     clip: float
     bound: Bound | None
 

@@ -105,7 +105,7 @@ def _plot_norms(axes: Any, result: Result) -> None:
 def _plot_attack(axes: Any, result: Result) -> None:
     bound = result.bound
     axes.fill_between(
-        *bound.allowed.T, 1, color="tab:red", alpha=0.12, label=f"ruled out by ε = {bound.stated:.3g}"
+        *bound.allowed.T, 1, color="tab:red", alpha=0.12, label="ruled out by the stated mechanism"
     )
     axes.plot(*bound.allowed.T, color="tab:red", linewidth=1)
     axes.plot(*bound.points.T, color="tab:blue", label=f"attacker, {bound.trials:,} trainings")
@@ -135,7 +135,9 @@ def _plot_sweep(axes: Any, result: Result) -> None:
             f"σ = {noise:g}", (epsilon, accuracy), textcoords="offset points", xytext=(6, -10), fontsize=8
         )
     if result.plain_accuracy is not None:
-        axes.axhline(result.plain_accuracy, color="tab:grey", linestyle="--", label="without privacy")
+        axes.axhline(
+            result.plain_accuracy, color="tab:grey", linestyle="--", label="without privacy, as configured"
+        )
     axes.set(
         xscale="log",
         xlabel=f"ε at δ = {result.delta:g}",

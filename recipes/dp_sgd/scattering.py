@@ -37,7 +37,8 @@ from recipes.dp_sgd.networks import accuracy
 from recipes.dp_sgd.training import Settings, Trainer
 from recipes.files import shipped, written_whole
 
-CHANNELS, GROUPS, KEPT = 81, 27, 1000
+GROUPS, KEPT = 27, 1000
+"""Groups of the 81 channels; directions that are kept of 3,969."""
 _EXAMPLES = 20_000  # stand-ins behind the covariance
 _RIDGE = 1e-2  # r, in units of a normalised feature's variance
 _LENGTH = 63.0  # of a typical feature vector: the square root of 81 · 7 · 7, as normalisation leaves it
@@ -71,7 +72,7 @@ def preconditioner(name: data.Name) -> tuple[Tensor, Tensor]:
 def features(images: np.ndarray, name: data.Name) -> Tensor:
     """What the classifier sees of images `[N, 28, 28]` uint8 of a data set: `[N, KEPT]` float32."""
     mean, directions = preconditioner(name)
-    return torch.cat([(scattered - mean) @ directions for scattered in _scattered(images)])
+    return torch.cat([(some - mean) @ directions for some in _scattered(images)])
 
 
 def classifier() -> nn.Linear:
