@@ -36,7 +36,7 @@ class Curve:
         return float(np.max(np.exp(-self.epsilons) * (true - self.deltas)).clip(0, 1))
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=2)  # some have millions of numbers
 def _loss(
     noise_multiplier: float, probability: float, steps: int, rounded_up: bool = True
 ) -> PrivacyLossDistribution:
