@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -220,11 +219,9 @@ def main() -> None:
             print(f"turn {turn + 1}, {name}: {seconds[name][-1]:.1f} CPU seconds an epoch", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     mine = medians["this recipe, fast"]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\n{'':<32}{'CPU s an epoch':>16}{'times ours':>12}")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
         print(f"{name:<32}{median:>16.1f}{median / mine:>12.2f}")
-    print(f"\nmost memory of the process, PyTorch peers together: {memory:.2f} GB")
     if arguments.json:
         ratios: dict[str, dict[str, float]] = {
             "TensorFlow Privacy": {"an epoch": medians["tf-privacy"] / mine}
@@ -235,7 +232,7 @@ def main() -> None:
                 ratios.setdefault(peer.replace("plain", "SGD without privacy"), {})[
                     how.removeprefix("PyTorch, ")
                 ] = median / mine
-        record = {"cpu_seconds_epoch": medians, "turns": seconds, "gigabytes": memory, "ratios": ratios}
+        record = {"cpu_seconds_epoch": medians, "turns": seconds, "ratios": ratios}
         cards.write_json(arguments.json, record)
 
 

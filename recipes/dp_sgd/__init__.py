@@ -18,9 +18,11 @@ Source: Tsukerman, "Machine Learning for Cybersecurity Cookbook", Packt 2019, ch
         It shuffles, while its accountant is for Poisson batches; `preprocess_labels` returns nothing.
 Status: simplified (noise from a Mersenne Twister, in floating point: a deployment wants a cryptographic
         generator, and noise that is safe in floating point: Jin et al., 2022, arXiv:2112.05307).
-Expect: one epoch of the chapter's network, 240 Poisson batches: 74 % (96 % without privacy), epsilon 0.302
-        by PLD and 0.731 by RDP at delta 1e-5; the chapter's accountant printed 1.02 for it. Shuffled, as the
-        chapter did, it is at least 2.97 and at most 3.92. EXPECT
+Expect: one epoch of the chapter's network, 240 Poisson batches, seeds 0 to 4: 72 % ± 3 (96 % without
+        privacy), epsilon 0.302 by PLD and 0.731 by RDP at delta 1e-5; the chapter's accountant printed
+        1.02 for it. Shuffled, as the chapter did, it is at least 2.97 and at most 3.92. On scattering
+        features 98.5 % of MNIST and 88.8 % of Fashion-MNIST at epsilon 1, 98.8 % and 89.9 % at 3. The
+        audit shows 2 to 3 of a stated 4.23, and finds all planted faults. Under half a minute.
 Command: python -m recipes.dp_sgd --faults --plot dp.png
          python -m recipes.dp_sgd --network scattering --target-epsilon 1
          python -m recipes.dp_sgd --engine tf-privacy
