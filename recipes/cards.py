@@ -253,7 +253,7 @@ def table() -> str:
                 ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
                 experiment["source"] or "–",
                 experiment["published"] or "–",
-                f"{experiment['wall_seconds'] / runs:.2g} s",
+                f"{_rounded(experiment['wall_seconds'] / runs)} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
         for peer, ratios in card.get("benchmark", {}).get("ratios", {}).items():
