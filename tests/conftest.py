@@ -16,6 +16,11 @@ from recipes import data
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks first: each takes minutes, and at the end one core would wait for the other."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
