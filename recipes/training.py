@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ def train(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed: int = 0,
 ) -> None:
     """Train a network in place: Adam, cross-entropy, the learning rate falling to 0 along a cosine.
@@ -29,7 +31,9 @@ def train(
         network: images -> logits `[batch, classes]`.
         images: `[N, ...]` float32.
         labels: `[N]` integers.
-        seed: of the order of the examples; the initial weights are the caller's.
+        augment: what each batch is changed by, such as one of torchvision's transforms; it may draw from
+            PyTorch's global generator, which is put back.
+        seed: of the order of the examples, and of `augment`; the initial weights are the caller's.
     """
     import torch
 
@@ -39,12 +43,15 @@ def train(
     steps = epochs * -(-len(inputs) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     network.train()
-    for _ in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
-        for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
-            optimiser.step()
-            schedule.step()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
+            for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
+                seen = augment(inputs[batch]) if augment else inputs[batch]
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(network(seen), targets[batch]).backward()
+                optimiser.step()
+                schedule.step()
     network.eval()
 
 
@@ -52,7 +59,7 @@ def predict(network: torch.nn.Module, images: np.ndarray, batch_size: int = 1000
     """Logits `[N, classes]` float32 of images `[N, ...]` float32."""
     import torch
 
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode, in which a network that searches by gradient could not
         return torch.cat([network(batch) for batch in torch.from_numpy(images).split(batch_size)]).numpy()
 
 

@@ -1,0 +1,3 @@
+from recipes.adversarial_robustness import main
+
+main()

@@ -1,0 +1,110 @@
+"""Does an evaluation deserve belief? Signs that it is too weak, looked for by machine.
+
+A defence is claimed robust by some attack. If a longer, an other or a blind attack does better than that
+one, the number is not of the network but of the attack. The signs are those of Athalye, Carlini and Wagner,
+"Obfuscated gradients give a false sense of security", 2018, arXiv:1802.00420, and Carlini et al., "On
+evaluating adversarial robustness", 2019, arXiv:1902.06705.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recipes.adversarial_robustness import attacks
+from recipes.adversarial_robustness.attacks import fooled
+from recipes.adversarial_robustness.search import square
+
+Claim = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""The attack on which a claim rests: network, images, labels -> adversarial images."""
+
+ALLOWED = 0.03
+"""By how much an accuracy may be lower under a stronger attack, and the claim still stand."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One sign, and what was measured."""
+
+    name: str
+    passed: bool
+    measured: str
+
+
+def run(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    claim: Claim,
+    surrogate: nn.Module,
+    *,
+    epsilon: float = 0.3,
+    seed: int = 0,
+) -> list[Check]:
+    """Look for every sign, in one Linf ball.
+
+    Args:
+        network: whose robustness is claimed.
+        images: `[N, C, H, W]` float32 in [0, 1]; 200 are enough to see what is wrong.
+        labels: `[N]` int64.
+        claim: the attack by which it was measured.
+        surrogate: another network, for adversarials that are only carried over.
+        epsilon: of the claim.
+
+    Raises:
+        ValueError: see `attacks.check`.
+    """
+    attacks.check(network, images, labels, epsilon)
+    generator = torch.Generator().manual_seed(seed)
+
+    def under(found: Tensor) -> float:
+        return 1 - float(fooled(network, found, labels).float().mean())
+
+    def pgd(**settings: float) -> float:
+        return under(
+            attacks.pgd(network, images, labels, generator=generator, **{"epsilon": epsilon} | settings)
+        )
+
+    claimed = under(claim(network, images, labels))
+    single = under(attacks.fgsm(network, images, labels, epsilon))
+    many, more = pgd(steps=40), pgd(steps=100, restarts=5)
+    blind = under(square(epsilon)(network, images, labels, generator))
+    carried = under(attacks.pgd(surrogate, images, labels, epsilon, stop_early=False, generator=generator))
+    everything = pgd(epsilon=1.0, steps=100, restarts=2)
+    return [
+        Check("many steps beat one", many <= single + ALLOWED / 3, f"one {single:.1%}, 40 steps {many:.1%}"),
+        Check(
+            "more steps and starts find no more than the claim's attack",
+            more >= claimed - ALLOWED,
+            f"claim {claimed:.1%}, 5 x 100 steps {more:.1%}",
+        ),
+        Check(
+            "blind attacks find no more than the claim's",
+            blind >= claimed - ALLOWED,
+            f"claim {claimed:.1%}, Square {blind:.1%}",
+        ),
+        Check(
+            "adversarials of another network find no more than the claim's",
+            carried >= claimed - ALLOWED,
+            f"claim {claimed:.1%}, carried over {carried:.1%}",
+        ),
+        Check(
+            "everything breaks where everything is allowed", everything == 0, f"epsilon 1: {everything:.1%}"
+        ),
+        *_gradients(network, images, labels),
+    ]
+
+
+def _gradients(network: nn.Module, images: Tensor, labels: Tensor) -> list[Check]:
+    with attacks.frozen(network):
+        slopes, logits = attacks.gradient(network, images, labels)
+    right = logits.argmax(1) == labels
+    vanished = float((slopes.flatten(1).abs().amax(1)[right] == 0).float().mean()) if right.any() else 0.0
+    finite = bool(logits.isfinite().all() and slopes.isfinite().all())
+    return [
+        Check("loss and gradients are finite", finite, "yes" if finite else "no"),
+        Check("gradients do not vanish", vanished <= 0.01, f"{vanished:.1%} of the images have none"),
+    ]

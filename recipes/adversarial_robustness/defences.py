@@ -1,0 +1,145 @@
+"""Trainings that hold: on attacks made against the network as it is now, or on bounds of all attacks.
+
+Papers: Madry et al., 2018, arXiv:1706.06083 (PGD); Wong, Rice and Kolter, "Fast is better than free", 2020,
+arXiv:2001.03994 (one step from a random start); Gowal et al., 2018, arXiv:1810.12715 (interval bounds); Shi
+et al., "Fast certified robust training with short warmup", 2021, arXiv:2103.17268 (initial weights, batch
+norm).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from recipes.adversarial_robustness import attacks, bounds
+
+
+def adversarial_training(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float = 0.3,
+    steps: int = 7,
+    step_size: float = 0.1,
+    epochs: int = 10,
+    batch: int = 128,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+) -> nn.Module:
+    """Train on adversarial examples that are made anew, against the network as it is, for every batch.
+
+    From a random point of the ball, `steps` steps along the gradient's sign. One step with `step_size` 1.25
+    ε is FGSM with a random start. Epsilon grows over the first tenth of the training.
+
+    Returns:
+        The running average of the weights (it is more robust than the last ones), in evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    average = copy.deepcopy(network).eval()
+    optimiser = torch.optim.Adam(network.parameters(), learning_rate)
+    for progress, places in _batches(len(images), batch, epochs, seed):
+        radius = epsilon * min(1, 10 * progress)
+        _set_rate(optimiser, learning_rate * _rate(progress, falls_from=0.5))
+        x, y = images[places], labels[places]
+        moved = (x + attacks.noise(x, radius, "linf", generator)).clamp(0, 1)
+        with attacks.frozen(network):
+            for _ in range(steps):
+                slope, _ = attacks.gradient(network, moved, y)
+                moved = attacks.project(
+                    moved + step_size * radius / epsilon * slope.sign(), x, radius, "linf"
+                )
+        loss = functional.cross_entropy(network(moved), y)
+        _step(optimiser, loss)
+        _follow(average, network, progress * epochs * (len(images) // batch))
+    return average
+
+
+def interval_training(
+    network: nn.Sequential,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float = 0.35,
+    epochs: int = 80,
+    batch: int = 256,
+    learning_rate: float = 1e-3,
+    warmup: float = 0.35,
+    seed: int = 0,
+) -> nn.Sequential:
+    """Train on the worst logits that interval bounds allow, in a ball that grows to `epsilon`.
+
+    Args:
+        network: as `bounds.margins` takes it; its weights are drawn anew, such that boxes neither grow nor
+            vanish on the way.
+        epsilon: larger than that of the test, as bounds of larger balls need smaller weights.
+        warmup: the share of the training over which the ball grows.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    _draw_weights(network, seed)
+    network.train()
+    optimiser = torch.optim.Adam(network.parameters(), learning_rate)
+    for progress, places in _batches(len(images), batch, epochs, seed):
+        radius = epsilon * min(1, progress / warmup)
+        _set_rate(optimiser, learning_rate * _rate(progress, falls_from=1.2 * warmup))
+        worst = bounds.margins(network, images[places], labels[places], radius)
+        _step(optimiser, functional.cross_entropy(worst, labels[places]))
+    return network.eval()
+
+
+def _draw_weights(network: nn.Sequential, seed: int) -> None:
+    """Normal, with standard deviation sqrt(2 pi) / fan-in: a box keeps its size (Shi et al., 2021)."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(
+                layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel(), generator=generator
+            )
+            nn.init.zeros_(layer.bias)
+
+
+def _batches(examples: int, batch: int, epochs: int, seed: int) -> Iterator[tuple[float, Tensor]]:
+    """Progress from 0 to 1, and the places of each batch's examples, shuffled every epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = examples // batch
+    for epoch in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
+        order = torch.randperm(examples, generator=generator)[: steps * batch]
+        for step, places in enumerate(order.split(batch)):
+            yield (epoch + step / steps) / epochs, places
+
+
+def _rate(progress: float, falls_from: float) -> float:
+    """Share of the learning rate: it rises for a hundredth of the training, stays, and falls to a
+    hundredth."""
+    if progress < falls_from:
+        return min(1.0, 0.01 + 100 * progress)
+    return max(0.01, (1 - progress) / (1 - falls_from))
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 10.0)
+    optimiser.step()
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, step: float) -> None:
+    """Move the average a little towards the network: over a thousand steps, over fewer at first."""
+    weight = max(1e-3, 1 - (step + 1) / (step + 100))
+    for mean, now in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(now, weight)

@@ -1,0 +1,167 @@
+"""How far away the nearest adversarial is, at most, and how many images no attack and no bound can settle.
+
+A median distance and an accuracy at some epsilon are what the attacks found: upper bounds of robustness,
+for each image the least over all attacks. A verified accuracy is a lower bound. The truth is between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from recipes import cards
+from recipes.adversarial_robustness import attacks
+from recipes.adversarial_robustness.attacks import NORMS, Norm, fooled
+from recipes.adversarial_robustness.search import Attack, distances
+
+
+@dataclass
+class Measured:
+    """What a set of attacks found out about one network and some images."""
+
+    images: np.ndarray
+    """`[N, C, H, W]` float32, as they were."""
+    right: np.ndarray
+    """`[N]` bool, which images are classified rightly to begin with; the others are at distance 0."""
+    distance: dict[Norm, np.ndarray]
+    """By norm, `[N]` float64: the least distance of an adversarial found, infinity where none was."""
+    nearest: dict[Norm, np.ndarray]
+    """By norm, `[N, C, H, W]` float32: that adversarial."""
+    by: dict[Norm, list[str]]
+    """By norm: which attack found it, for each image."""
+    medians: dict[str, float] = field(default_factory=dict)
+    """By attack: the median distance by itself, in the attack's own norm."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By attack: CPU seconds."""
+
+    def median(self, norm: Norm) -> float:
+        """The median over images of the least distance; infinity if most images hold out."""
+        return float(np.median(self.distance[norm]))
+
+    def accuracy_at(self, norm: Norm, epsilon: float) -> float:
+        """Share of the images for which nothing adversarial was found within epsilon."""
+        return float(np.mean(self.distance[norm] > epsilon))
+
+
+def measure(
+    network: nn.Module, images: Tensor, labels: Tensor, attack_set: Sequence[Attack], seed: int = 0
+) -> Measured:
+    """Run every attack, try all that it gives on the network, and keep for each image what is nearest.
+
+    Args:
+        network: any PyTorch module from images in [0, 1] to logits, in evaluation mode.
+        images: `[N, C, H, W]` float32 in [0, 1].
+        labels: `[N]` int64.
+
+    Raises:
+        ValueError: see `attacks.check`; or no attack is given.
+    """
+    attacks.check(network, images, labels)
+    if not attack_set:
+        raise ValueError("give at least one attack")
+    wrong = fooled(network, images, labels).numpy()
+    start = {norm: np.where(wrong, 0.0, np.inf) for norm in NORMS}
+    pictures = {norm: images.numpy().copy() for norm in NORMS}
+    measured = Measured(
+        images.numpy(), ~wrong, start, pictures, {norm: ["none"] * len(images) for norm in NORMS}
+    )
+    for number, attack in enumerate(attack_set):
+        generator = torch.Generator().manual_seed(seed * 1000 + number)
+        with cards.Stopwatch() as watch:
+            found = settle(network, images, labels, attack.search(network, images, labels, generator))
+        alone = _take(measured, attack, images, found, adversarial(network, images, labels, found))
+        measured.medians[attack.name] = float(np.median(alone))
+        measured.seconds[attack.name] = watch.cpu
+    return measured
+
+
+def _take(measured: Measured, attack: Attack, images: Tensor, found: Tensor, valid: Tensor) -> np.ndarray:
+    """Keep what is nearer than anything before; gives the attack's own distances `[N]`."""
+    for norm in NORMS:
+        distance = distances(images.double(), found.double(), norm).masked_fill(~valid, torch.inf).numpy()
+        distance = np.where(measured.right, distance, 0.0)
+        nearer = distance < measured.distance[norm]
+        measured.distance[norm][nearer] = distance[nearer]
+        measured.nearest[norm][nearer] = found.numpy()[nearer]
+        for place in np.flatnonzero(nearer):
+            measured.by[norm][place] = attack.name
+        if norm == attack.norm:
+            alone = distance
+    return alone
+
+
+def settle(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+    """Adversarials that are still so as a picture of 8 bits a pixel, each moved on a little where it is not.
+
+    An attack stops just behind the boundary, where rounding to one of 256 greys may lead back. So the way
+    from the image is made longer, by up to a tenth, until the rounded picture and the unrounded one are
+    both misclassified.
+    """
+    settled, left = found.clone(), torch.nonzero(fooled(network, found, labels))[:, 0]
+    for factor in (1.0, 1.005, 1.01, 1.02, 1.04, 1.07, 1.1):
+        if not len(left):
+            break
+        longer = found[left] if factor == 1 else images[left].lerp(found[left], factor).clamp(0, 1)
+        done = fooled(network, longer, labels[left]) & fooled(network, eight_bits(longer), labels[left])
+        settled[left[done]] = longer[done]
+        left = left[~done]
+    return settled
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """As saved to a picture of 8 bits a pixel and read again."""
+    return (images * 255).round() / 255
+
+
+def adversarial(
+    network: nn.Module, images: Tensor, labels: Tensor, found: Tensor, epsilon: float | None = None
+) -> Tensor:
+    """Which of the images found `[N]` bool are what an attack may claim: checked anew, one by one.
+
+    Inside [0, 1]; inside the Linf ball of `epsilon`, if one is given (rounding of float32 aside: 1e-6);
+    misclassified; and without a ball, in which rounding may not be compensated, misclassified also after
+    saving as 8 bits.
+    """
+    inside = (found >= 0).flatten(1).all(1) & (found <= 1).flatten(1).all(1)
+    if epsilon is not None:
+        return inside & (distances(images, found, "linf") <= epsilon + 1e-6) & fooled(network, found, labels)
+    return inside & fooled(network, found, labels) & fooled(network, eight_bits(found), labels)
+
+
+def interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share, exact for a binomial count."""
+    return tuple(map(float, stats.binomtest(hits, trials).proportion_ci(confidence, "exact")))
+
+
+def robust_accuracies(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Sequence[float],
+    *,
+    steps: int = 40,
+    restarts: int = 1,
+    generator: torch.Generator,
+) -> list[float]:
+    """Accuracy under PGD in Linf at each epsilon; what is found in a ball counts in every larger one."""
+    broken, accuracies = fooled(network, images, labels), []
+    for epsilon in epsilons:
+        left = torch.nonzero(~broken)[:, 0]
+        if len(left) and epsilon > 0:
+            found = attacks.pgd(
+                network,
+                images[left],
+                labels[left],
+                epsilon,
+                steps=steps,
+                restarts=restarts,
+                generator=generator,
+            )
+            broken[left] = adversarial(network, images[left], labels[left], found, epsilon)
+        accuracies.append(1 - float(broken.float().mean()))
+    return accuracies

@@ -1,0 +1,160 @@
+"""The networks that come with the recipe: how each was trained, written and is read."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recipes import analysis_by_synthesis, data, training
+from recipes.adversarial_robustness import defences, networks
+from recipes.analysis_by_synthesis import AnalysisBySynthesis
+from recipes.files import shipped, written_whole
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the zoo."""
+
+    build: Callable[[], nn.Module]
+    """Untrained."""
+    train: Callable[[data.Split, int], nn.Module]
+    """Training images, seed -> trained, in evaluation mode."""
+    about: str
+    """What it is, in a few words."""
+
+
+def tensors(split: data.Split, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first images as PyTorch takes them: `[N, 1, 28, 28]` float32 in [0, 1], and labels `[N]` int64."""
+    images = data.channels_first(data.scale(split.images[:count]))
+    return torch.from_numpy(images), torch.from_numpy(split.labels[:count].astype(np.int64))
+
+
+def _initial(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """With initial weights of a seed; PyTorch's global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _plain(split: data.Split, seed: int) -> nn.Module:
+    from torchvision.transforms import RandomCrop
+
+    network = _initial(networks.chapter, seed)
+    images = data.channels_first(data.scale(split.images))
+    training.train(network, images, split.labels, epochs=8, augment=RandomCrop(28, padding=1), seed=seed)
+    return network
+
+
+def _scratch(split: data.Split, seed: int) -> nn.Module:
+    from recipes.adversarial_robustness import from_scratch, keras_twins
+
+    return keras_twins.to_pytorch(from_scratch.train(split, seed=seed), networks.linear())
+
+
+def _article(defend: bool) -> Callable[[data.Split, int], nn.Module]:
+    def train(split: data.Split, seed: int) -> nn.Module:
+        from recipes.adversarial_robustness import stale
+
+        return stale.train(split, defend=defend, seed=seed)
+
+    return train
+
+
+def _adversarial(build: Callable[[], nn.Module], **settings: float) -> Callable[[data.Split, int], nn.Module]:
+    def train(split: data.Split, seed: int) -> nn.Module:
+        return defences.adversarial_training(_initial(build, seed), *tensors(split), seed=seed, **settings)
+
+    return train
+
+
+def _interval(split: data.Split, seed: int) -> nn.Module:
+    network = networks.normed()
+    return defences.interval_training(network, *tensors(split), seed=seed)
+
+
+def _abs(split: data.Split, seed: int) -> nn.Module:
+    return analysis_by_synthesis.train(*tensors(split), seed=seed)
+
+
+_robust = functools.partial(networks.small, 32, 256)
+
+ENTRIES = {
+    "scratch": Entry(networks.linear, _scratch, "the first article's network"),
+    "cnn": Entry(networks.chapter, _plain, "the chapter's CNN"),
+    "abs": Entry(AnalysisBySynthesis, _abs, "analysis by synthesis"),
+    "undefended": Entry(networks.article, _article(defend=False), "the article's CNN"),
+    "stale": Entry(
+        networks.article, _article(defend=True), "the article's CNN after its adversarial training"
+    ),
+    "fgsm": Entry(networks.small, _adversarial(networks.small, steps=1, step_size=0.375, epochs=15), "FGSM"),
+    "pgd": Entry(_robust, _adversarial(_robust, steps=7, epochs=25), "PGD-7 adversarial training"),
+    "certified": Entry(networks.normed, _interval, "interval bounds"),
+}
+"""By name."""
+
+
+def path(name: str) -> Path:
+    """Where a network's weights are."""
+    return shipped("models", f"mnist_{name}.safetensors")
+
+
+def load(name: str) -> nn.Module:
+    """A network that comes with the recipe, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: its weights are not there.
+        ValueError: the file is none of this network's.
+    """
+    network = ENTRIES[name].build()
+    try:
+        with safe_open(path(name), "pt") as file:
+            network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path(name)} holds no weights of {name}: {error}") from error
+    return network.requires_grad_(False).eval()
+
+
+def about(name: str) -> dict[str, str]:
+    """What the training wrote beside the weights."""
+    with safe_open(path(name), "pt") as file:
+        return file.metadata()
+
+
+def train(name: str, dataset: data.Dataset, seed: int = 0) -> nn.Module:
+    """Train a network anew, write its weights to models/, and give it.
+
+    Raises:
+        ValueError: the data are stand-ins; what is shipped is of real images.
+    """
+    if dataset.source != "real":
+        raise ValueError(
+            f"the networks that are shipped are trained on real images, not on {dataset.source} ones"
+        )
+    begin = time.process_time()
+    network = ENTRIES[name].train(dataset.train, seed).requires_grad_(False).eval()
+    _write(name, network, dataset, seed, time.process_time() - begin)
+    return network
+
+
+def _write(name: str, network: nn.Module, dataset: data.Dataset, seed: int, seconds: float) -> None:
+    images = data.channels_first(data.scale(dataset.test.images))
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    note = {
+        "about": ENTRIES[name].about,
+        "data": f"{dataset.name} {dataset.digest()}",
+        "seed": str(seed),
+        "test_accuracy": f"{training.accuracy(network, images, dataset.test.labels):.4f}",
+        "cpu_seconds": f"{seconds:.0f}",
+        "command": f"python -m recipes.adversarial_robustness --train {name}",
+    }
+    with written_whole(path(name)) as temporary:
+        save_file(weights, temporary, note)
