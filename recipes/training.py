@@ -55,14 +55,18 @@ def train(
     network.eval()
 
 
-def predict(network: torch.nn.Module, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
+def predict(
+    network: torch.nn.Module, images: np.ndarray | torch.Tensor, batch_size: int = 1000
+) -> np.ndarray:
     """Logits `[N, classes]` float32 of images `[N, ...]` float32."""
     import torch
 
     with torch.no_grad():  # not inference mode, in which a network that searches by gradient could not
-        return torch.cat([network(batch) for batch in torch.from_numpy(images).split(batch_size)]).numpy()
+        return torch.cat([network(batch) for batch in torch.as_tensor(images).split(batch_size)]).numpy()
 
 
-def accuracy(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(
+    network: torch.nn.Module, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor
+) -> float:
     """Share of images whose largest logit is the label's, counted one by one."""
-    return float(np.mean(predict(network, images).argmax(axis=1) == labels))
+    return float(np.mean(predict(network, images).argmax(axis=1) == np.asarray(labels)))

@@ -16,10 +16,9 @@ Paper:  Goodfellow et al., 2015, arXiv:1412.6572; Madry et al., 2018, arXiv:1706
         (AutoAttack); Gowal et al., 2018, arXiv:1810.12715, and Zhang et al., 2018, arXiv:1811.00866 (bounds);
         Athalye et al., 2018, arXiv:1802.00420 (signs of a weak evaluation).
 Source: "Reinventing adversarial machine learning: adversarial ML from scratch", Towards Data Science;
-    Tsukerman,
-        "Machine Learning for Cybersecurity Cookbook", Packt 2019, chapter 8 (ABS and Foolbox 1.8, whose code stops
-        at undefined names); "Deep learning models in Python: model security and defence", Huawei Cloud
-        community (CleverHans), whose defence is step three.
+        Tsukerman, "Machine Learning for Cybersecurity Cookbook", Packt 2019, chapter 8 (ABS and Foolbox 1.8;
+        its code stops at undefined names); "Deep learning models in Python: model security and defence",
+        Huawei Cloud community (CleverHans), whose defence is step three.
 Status: reference.
 Expect: EXPECT
 Command: python -m recipes.adversarial_robustness --plot robustness.png

@@ -19,6 +19,10 @@ Norm = Literal["linf", "l2", "l0"]
 NORMS: tuple[Norm, ...] = ("l2", "linf", "l0")
 
 
+BATCH = 250
+"""Images at once: of more, what the layers make does not stay in a processor's cache."""
+
+
 def check(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float | Tensor = 0.0) -> None:
     """What every attack needs, or one line that says what is wrong.
 
@@ -135,14 +139,10 @@ def pgd(
         for _ in range(restarts):
             if not len(left):
                 break
-            start = images[left]
-            if random_start:
-                start = project(
-                    start + noise(start, radius[left], norm, generator), start, radius[left], norm
-                )
-            found[left] = _ascend(
-                network, start, images[left], labels[left], radius[left], norm, steps, step[left], stop_early
-            )
+            for places in left.split(BATCH):
+                x, y, ball = images[places], labels[places], radius[places]
+                start = project(x + noise(x, ball, norm, generator), x, ball, norm) if random_start else x
+                found[places] = _ascend(network, start, x, y, ball, norm, steps, step[places], stop_early)
             left = left[~fooled(network, found[left], labels[left])]
     return found
 
@@ -221,16 +221,17 @@ def deepfool(
     check(network, images, labels)
     if norm == "l0":
         raise ValueError("deepfool takes norm l2 or linf, not l0")
-    moved, active = images.clone(), torch.arange(len(images))
+    moved = images.clone()
     with frozen(network):
-        for _ in range(steps):
-            logits, slopes = _logits_and_slopes(network, moved[active], labels[active])
-            going = logits.argmax(1) == labels[active]
-            active, logits, slopes = active[going], logits[going], slopes[going]
-            if not len(active):
-                break
-            step = _to_boundary(logits, slopes, labels[active], norm)
-            moved[active] = (moved[active] + (1 + overshoot) * step).clamp(0, 1)
+        for active in torch.arange(len(images)).split(BATCH):
+            for _ in range(steps):
+                logits, slopes = _logits_and_slopes(network, moved[active], labels[active])
+                going = logits.argmax(1) == labels[active]
+                active, logits, slopes = active[going], logits[going], slopes[going]
+                if not len(active):
+                    break
+                step = _to_boundary(logits, slopes, labels[active], norm)
+                moved[active] = (moved[active] + (1 + overshoot) * step).clamp(0, 1)
     return moved
 
 
@@ -262,6 +263,6 @@ def _to_boundary(logits: Tensor, slopes: Tensor, labels: Tensor, norm: Norm) -> 
 
 
 @torch.no_grad()
-def fooled(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 1000) -> Tensor:
+def fooled(network: nn.Module, images: Tensor, labels: Tensor, batch: int = BATCH) -> Tensor:
     """Which images `[N]` bool are not classified as their labels say."""
     return torch.cat([network(x).argmax(1) for x in images.split(batch)]) != labels

@@ -62,8 +62,10 @@ class Defence:
 
 @dataclass(frozen=True)
 class Stale:
-    """The third article's evaluation, and then a better one; accuracies on all test images."""
+    """The third article's evaluation, and then a better one."""
 
+    images: int
+    """Test images that were attacked, from the first."""
     before: dict[str, float]
     """The undefended network, by attack."""
     after: dict[str, float]
@@ -242,7 +244,8 @@ def evaluated_as_the_article_does(config: Config) -> Stale:
 
     from recipes.adversarial_robustness import attacks, stale, zoo
 
-    images, labels = zoo.tensors(data.load("mnist", config.data).test)
+    count = None if config.strong else 1000
+    images, labels = zoo.tensors(data.load("mnist", config.data).test, count)
     last = images.permute(0, 2, 3, 1).numpy()
     undefended, defended = zoo.load("undefended"), zoo.load("stale")
 
@@ -271,7 +274,7 @@ def evaluated_as_the_article_does(config: Config) -> Stale:
                 "PGD, 40 steps": accuracy(network, many),
             }
         )
-    return Stale(*by_network)
+    return Stale(len(images), *by_network)
 
 
 def defended(name: str, config: Config) -> Defence:
@@ -286,7 +289,7 @@ def defended(name: str, config: Config) -> Defence:
     generator = torch.Generator().manual_seed(config.seed)
     curve = evaluation.robust_accuracies(network, x, y, EPSILONS, generator=generator)
     boxes = [float(bounds.verified(network, images, labels, e, crown=False).float().mean()) for e in EPSILONS]
-    crown = config.strong and name != "stale"  # which has max pooling
+    crown = name == "certified"  # in the others boxes and lines grow too large at once
     safe = bounds.verified(network, images, labels, config.epsilon, crown=crown)
 
     def claim(target: nn.Module, seen: Tensor, truth: Tensor) -> Tensor:
@@ -421,7 +424,7 @@ def main() -> None:
             ),
             cards.Experiment(
                 "the defence that only looks like one",
-                Config(part="stale"),
+                Config(part="stale", strong=True),
                 shown=("stale_claimed", "stale_fgsm", "stale_pgd"),
                 source="an accuracy on FGSM",
             ),

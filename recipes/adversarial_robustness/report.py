@@ -35,7 +35,8 @@ def describe(result: Result) -> str:
         lines += [
             "",
             f"from scratch: {walk.reached.sum()} of {len(walk.reached)} digits led to the class chosen for "
-            f"them, in {walk.steps.mean():.1f} steps; L2 {walk.l2.mean():.2f}, Linf {walk.linf.mean():.2f} on average",
+            f"them, in {walk.steps.mean():.1f} steps; on average L2 {walk.l2.mean():.2f}, "
+            f"Linf {walk.linf.mean():.2f}",
         ]
     if details.table:
         lines += ["", *_table(result)]
@@ -67,7 +68,7 @@ def _table(result: Result) -> list[str]:
 def _stale(stale: Stale) -> list[str]:
     width = max(map(len, stale.before))
     rows = [f"{name:{width}}  {stale.before[name]:8.2%} {stale.after[name]:8.2%}" for name in stale.before]
-    return [f"{'the article’s defence, accuracy':{width}}    before    after", *rows]
+    return [f"{f'accuracy, {stale.images:,} images':{width}}    before    after", *rows]
 
 
 def _defences(result: Result) -> list[str]:

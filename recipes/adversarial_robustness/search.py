@@ -491,16 +491,21 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
             *chosen,
             Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
             Attack("pointwise", "l0", pointwise(1)),
+            Attack("sparse", "l0", sparse),
         ]
+    chosen += [
+        Attack("PGD L2", "l2", least_pgd("l2", 100, 8)),
+        Attack("PGD Linf", "linf", least_pgd("linf", 100, 8)),
+        Attack("Carlini-Wagner", "l2", carlini_wagner()),
+        Attack("sparse", "l0", sparse),
+    ]
+    if hasattr(network, "prototypes"):  # whose every answer takes a search among 60,000 images
+        return [*chosen, Attack("boundary", "l2", boundary(500)), Attack("pointwise", "l0", pointwise(2))]
     return [
         *chosen,
-        Attack("PGD L2", "l2", least_pgd("l2", 100, 9)),
-        Attack("PGD Linf", "linf", least_pgd("linf", 100, 9)),
-        Attack("Carlini-Wagner", "l2", carlini_wagner()),
-        Attack("boundary", "l2", boundary(3000)),
-        Attack("estimated gradients", "l2", estimated),
+        Attack("boundary", "l2", boundary(2000)),
         Attack("pointwise", "l0", pointwise(10)),
-        Attack("sparse", "l0", sparse),
+        Attack("estimated gradients", "l2", estimated),
     ]
 
 
@@ -512,9 +517,9 @@ def _on_abs(strong: bool) -> list[Attack]:
         chosen += [
             Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),
             Attack("DeepFool Linf", "linf", tracked(deepfool("linf"))),
-            Attack("PGD L2", "l2", tracked(least_pgd("l2", 40, 6))),
-            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 40, 6))),
+            Attack("PGD L2", "l2", tracked(least_pgd("l2", 30, 6))),
+            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 30, 6))),
             Attack("pointwise", "l0", tracked(pointwise(1))),
-            Attack("boundary", "l2", tracked(boundary(500))),
+            Attack("boundary", "l2", tracked(boundary(300))),
         ]
     return chosen

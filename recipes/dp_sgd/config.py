@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,7 +57,7 @@ class Config:
     faults: bool = False
     """Plant five faults, one at a time, and audit each with 1,000 trainings or more."""
     lesson: bool = False
-    """Train at seven noises, too, and with and without an outlier."""
+    """Train at five noises, too, and with and without an outlier."""
     checkpoint: Path | None = None
     """Write training's whole state here every 20 steps, and take it up from here."""
     train: bool = False
@@ -113,7 +113,7 @@ class Config:
             )
 
 
-def check_delta(delta: float, examples: int) -> None:
+def warn_of_large_delta(delta: float, examples: int) -> None:
     """Warn if delta is so large that publishing one whole example at random would meet it."""
     if delta >= 1 / examples:
         _log.warning(
@@ -130,8 +130,6 @@ def settings(config: Config, examples: int) -> Settings:
     Raises:
         ValueError: the config asks for what so many examples cannot give.
     """
-    from dataclasses import replace
-
     from recipes.dp_sgd import scattering
     from recipes.dp_sgd.training import Settings
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recipes import data
+from recipes.cards import Stopwatch
 from recipes.dp_sgd.accounting import Ledger
-from recipes.dp_sgd.config import Config, check_delta, settings
+from recipes.dp_sgd.config import Config, settings, warn_of_large_delta
 from recipes.files import check_writable
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run(config: Config) -> Result:
     if config.train:
         _train_shipped()
     dataset = data.load(config.dataset, config.data)
-    check_delta(config.delta, len(dataset.train))
+    warn_of_large_delta(config.delta, len(dataset.train))
     trained = _original(config, dataset) if config.engine == "tf-privacy" else _with_pytorch(config, dataset)
     ledger = trained.ledger
     epsilons = [_finite(ledger.epsilon(config.delta, accountant)) for accountant in ("rdp", "pld")]
@@ -146,6 +146,7 @@ def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     from recipes.dp_sgd import networks, scattering
     from recipes.dp_sgd.gradients import check_network, clipped_sum
     from recipes.dp_sgd.training import Trainer, one_thread, train_plainly
+    from recipes.training import accuracy
 
     how = settings(config, len(dataset.train))
     labels, test_labels = networks.labels(dataset.train.labels), networks.labels(dataset.test.labels)
@@ -161,21 +162,22 @@ def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     planned.statement(config.delta)  # what cannot be accounted for is found before the work
     clipped_sum(network, inputs[: how.batch], labels[: how.batch], how.clip, engine=how.engine)  # warm up
     check_network(network, inputs, labels, how.engine)
-    with one_thread() if config.network == "chapter" else contextlib.nullcontext():
-        seconds = _cpu_seconds(lambda: trainer.run(config.checkpoint))
+    with one_thread() if config.network == "chapter" else contextlib.nullcontext(), Stopwatch() as watch:
+        trainer.run(config.checkpoint)
+    seconds = watch.cpu
     steps = max(1, how.steps - resumed_from)
     epoch = seconds * len(labels) / (steps * how.batch)
     plain: dict[str, Any] = {}
     if config.network == "chapter":
         twin = networks.chapter(networks.initial_weights(config.seed or 0))
-        with one_thread():
-            plain_seconds = _cpu_seconds(lambda: train_plainly(twin, inputs, labels, how))
+        with one_thread(), Stopwatch() as plain_watch:
+            train_plainly(twin, inputs, labels, how)
         if resumed_from < how.steps:
-            plain["slowdown"] = (seconds / steps) / (plain_seconds / how.steps)
-        plain["plain_accuracy"] = networks.accuracy(twin, test, test_labels)
+            plain["slowdown"] = (seconds / steps) / (plain_watch.cpu / how.steps)
+        plain["plain_accuracy"] = accuracy(twin, test, test_labels)
     return _Trained(
         ledger=trainer.ledger,
-        accuracy=networks.accuracy(network, test, test_labels),
+        accuracy=accuracy(network, test, test_labels),
         cpu_seconds_epoch=epoch,
         clip=how.clip,
         resumed_from=resumed_from,
@@ -185,36 +187,27 @@ def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     )
 
 
-def _cpu_seconds(work: Any) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def _original(config: Config, dataset: data.Dataset) -> _Trained:
     from recipes.dp_sgd import networks, original
     from recipes.dp_sgd.gradients import clipped_sum
+    from recipes.training import accuracy
 
     how = settings(config, len(dataset.train))
     microbatches = config.microbatches or how.batch
     start = networks.initial_weights(config.seed or 0)
-    weights: list[np.ndarray] = []
-    seconds = _cpu_seconds(
-        lambda: weights.extend(
-            original.train(
-                start,
-                dataset.train.images,
-                dataset.train.labels,
-                steps=how.steps,
-                batch=how.batch,
-                microbatches=microbatches,
-                clip=how.clip,
-                noise_multiplier=how.noise_multiplier,
-                learning_rate=how.learning_rate,
-                seed=config.seed,
-            )
+    with Stopwatch() as watch:
+        weights = original.train(
+            start,
+            dataset.train.images,
+            dataset.train.labels,
+            steps=how.steps,
+            batch=how.batch,
+            microbatches=microbatches,
+            clip=how.clip,
+            noise_multiplier=how.noise_multiplier,
+            learning_rate=how.learning_rate,
+            seed=config.seed,
         )
-    )
     if not all(np.isfinite(array).all() for array in weights):
         raise ValueError("training diverged: weights are not numbers any more; try a smaller learning rate")
     # one example more or less changes the mean gradient of a group from one vector to another, each up to
@@ -233,8 +226,8 @@ def _original(config: Config, dataset: data.Dataset) -> _Trained:
     test = networks.images(dataset.test.images), networks.labels(dataset.test.labels)
     return _Trained(
         ledger=ledger,
-        accuracy=networks.accuracy(network, *test),
-        cpu_seconds_epoch=seconds * len(dataset.train) / (how.steps * how.batch),
+        accuracy=accuracy(network, *test),
+        cpu_seconds_epoch=watch.cpu * len(dataset.train) / (how.steps * how.batch),
         clip=how.clip,
         norms=clipped_sum(network, *first, how.clip).norms.numpy(),
     )

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recipes import data
+
 SHAPES = ((8, 8, 1, 16), (4, 4, 16, 32), (512, 32), (32, 10))
 """The weights as Keras keeps them: [height, width, in, out] and [in, out]; a bias follows each."""
 
@@ -55,20 +57,9 @@ def keras_weights(network: nn.Sequential) -> list[np.ndarray]:
 
 def images(pixels: np.ndarray) -> Tensor:
     """`[N, 28, 28]` uint8 -> `[N, 1, 28, 28]` float32 in [0, 1], as the network takes them."""
-    scaled = torch.from_numpy(pixels.astype(np.float32) / 255)
-    return scaled[:, None].to(memory_format=torch.channels_last)
+    return torch.from_numpy(data.channels_first(data.scale(pixels))).to(memory_format=torch.channels_last)
 
 
 def labels(classes: np.ndarray) -> Tensor:
     """`[N]` uint8 -> `[N]` int64."""
     return torch.from_numpy(classes.astype(np.int64))
-
-
-def accuracy(network: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Share of inputs whose largest logit is the label's, counted one by one."""
-    with torch.inference_mode():
-        hits = [
-            (network(x).argmax(1) == y).sum()
-            for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)
-        ]
-    return float(sum(hits)) / len(labels)

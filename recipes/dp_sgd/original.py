@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from recipes import data
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -70,7 +72,7 @@ def train(
         if len(waiting) < batch:
             waiting = random.permutation(len(images))
         taken, waiting = waiting[:batch], waiting[batch:]
-        network.train_on_batch(images[taken][..., None].astype(np.float32) / 255, labels[taken])
+        network.train_on_batch(data.channels_last(data.scale(images[taken])), labels[taken])
     return network.get_weights()
 
 

@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from recipes import data
 from recipes.dp_sgd import accounting, networks
-from recipes.dp_sgd.networks import accuracy
 from recipes.dp_sgd.training import Settings, Trainer
 from recipes.files import shipped, written_whole
+from recipes.training import accuracy
 
 GROUPS, KEPT = 27, 1000
 """Groups of the 81 channels; directions that are kept of 3,969."""
