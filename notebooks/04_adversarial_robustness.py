@@ -240,5 +240,5 @@ print(f"(a share of 90 % of 1,000 images is known to within {low:.1%} and {high:
 #   leave far less.
 #
 # **Exercise.** Put the pixels through a threshold at 0.5 before the CNN, as a `torch.nn.Module`. What
-# does PGD say of it, what does the checklist, and what does the boundary attack (`search.boundary`)?
+# does PGD say of it, what does the checklist, and what does the boundary attack (`libraries.boundary`)?
 # Then write an attack that knows of the threshold.

@@ -16,10 +16,13 @@ from recipes import analysis_by_synthesis, data
 from recipes.adversarial_robustness import (
     Config,
     attacks,
+    blind,
     bounds,
     checklist,
     defences,
     evaluation,
+    latent,
+    libraries,
     networks,
     search,
     zoo,
@@ -198,7 +201,7 @@ def test_bisection_finds_the_least_strength_that_does(seed, boundary):
 def test_estimated_gradients_are_those_of_a_linear_network():
     network, images = linear(3), images_of(3, size=4).requires_grad_()
     labels = own_labels(network, images)
-    guess = search.EstimatedGradients(network)
+    guess = blind.EstimatedGradients(network)
     ours, logits = attacks.gradient(guess, images, labels)
     exact, same = attacks.gradient(network, images, labels)
     torch.testing.assert_close(ours, exact, atol=1e-4, rtol=1e-3)
@@ -238,7 +241,12 @@ def test_distances_are_those_of_the_norms():
 
 @pytest.mark.parametrize(
     "attack",
-    [search.carlini_wagner(20, 2), search.boundary(20), search.salt_and_pepper, search.square(0.3, 50)],
+    [
+        libraries.carlini_wagner(20, 2),
+        libraries.boundary(20),
+        libraries.salt_and_pepper,
+        libraries.square(0.3, 50),
+    ],
     ids=["carlini-wagner", "boundary", "salt and pepper", "square"],
 )
 def test_other_libraries_draw_from_our_generator_and_leave_theirs_alone(attack):
@@ -585,7 +593,7 @@ def test_towards_a_prototype_is_the_shortest_way_between_two_images():
     train = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.8)])
     network = NearestNeighbour(train, torch.tensor([0, 1]), classes=2)
     labels = torch.tensor([0, 1])
-    found = search.towards("l2", rounds=14)(network, train, labels, torch.Generator())
+    found = latent.towards("l2", rounds=14)(network, train, labels, torch.Generator())
     torch.testing.assert_close(
         search.distances(train, found, "l2"), torch.full((2,), 0.3 * 4), rtol=2e-3, atol=0
     )

@@ -29,12 +29,13 @@ from importlib import import_module
 from typing import Any
 
 from recipes.adversarial_robustness.config import Config
-from recipes.adversarial_robustness.experiment import Defence, Result, Stale, main, run
+from recipes.adversarial_robustness.experiment import main, run
 from recipes.adversarial_robustness.report import describe, plot
+from recipes.adversarial_robustness.results import Defence, Result, Stale
 
 _WITH_PYTORCH = {
     "adversarial_training": "defences",
-    "attacks_on": "search",
+    "attacks_on": "attack_set",
     "crown_margins": "bounds",
     "deepfool": "attacks",
     "fgsm": "attacks",

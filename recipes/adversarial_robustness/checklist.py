@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recipes.adversarial_robustness import attacks
 from recipes.adversarial_robustness.attacks import fooled
-from recipes.adversarial_robustness.search import square
+from recipes.adversarial_robustness.libraries import square
 
 Claim = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The attack on which a claim rests: network, images, labels -> adversarial images."""

@@ -7,125 +7,28 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recipes import data
 from recipes.adversarial_robustness.config import Config
+from recipes.adversarial_robustness.results import (
+    AUTOATTACKED,
+    DEFENCES,
+    EPSILONS,
+    TABLE,
+    Defence,
+    Result,
+    Stale,
+    collect,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from recipes.adversarial_robustness.checklist import Check
     from recipes.adversarial_robustness.evaluation import Measured
     from recipes.adversarial_robustness.from_scratch import Walk
-
-EPSILONS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-"""Of the curves."""
-TABLE = ("cnn", "nearest neighbour", "abs")
-"""The networks of the ABS paper's table."""
-DEFENCES = ("stale", "fgsm", "pgd", "certified")
-"""Networks that are claimed robust in Linf 0.3."""
-AUTOATTACKED = 1000
-"""Images that AutoAttack takes on, in the strong evaluation."""
-
-
-@dataclass(frozen=True)
-class Defence:
-    """What attacks and bounds say of one network in Linf."""
-
-    clean: float
-    """Accuracy on all test images."""
-    attacked: tuple[float, ...]
-    """Accuracy at each of EPSILONS under PGD: the robust accuracy is at most this, on these images."""
-    attacked_images: int
-    verified: tuple[float, ...]
-    """Share of all test images that are proved safe at each of EPSILONS by interval bounds: at least this is
-    robust."""
-    verified_images: int
-    proved: float
-    """The same at the config's epsilon, by interval bounds and CROWN."""
-    pgd: float | None
-    """Accuracy on all test images under PGD-100 with 10 restarts; those that are proved safe are not
-    tried."""
-    auto_attack: float | None
-    """Accuracy on the first AUTOATTACKED test images."""
-    auto_attack_images: int
-    found: int
-    """Adversarials that AutoAttack or PGD-100 gave."""
-    found_after_rounding: int
-    """Of them, how many are misclassified also as pictures of 8 bits."""
-    checks: tuple[Check, ...]
-
-
-@dataclass(frozen=True)
-class Stale:
-    """The third article's evaluation, and then a better one."""
-
-    images: int
-    """Test images that were attacked, from the first."""
-    before: dict[str, float]
-    """The undefended network, by attack."""
-    after: dict[str, float]
-    """After the article's adversarial training."""
-
-
-@dataclass(frozen=True)
-class Details:
-    """The parts that were run, with their pictures; too much for a JSON file."""
-
-    walk: Walk | None
-    table: dict[str, Measured]
-    stale: Stale | None
-    defences: dict[str, Defence]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out; the dictionaries are by network."""
-
-    data: str
-    """Whether the images were real or embedded."""
-    images: int
-    """Attacked in the table."""
-    clean_accuracy: dict[str, float]
-    """Of all test images."""
-    median_distance: dict[str, dict[str, float | None]]
-    """By norm; None where for most images nothing was found."""
-    accuracy_at: dict[str, dict[str, float]]
-    """By norm and epsilon, or by attack."""
-    attacks: dict[str, dict[str, float | None]]
-    """By attack: the median distance that it found by itself."""
-    verified_accuracy: dict[str, float]
-    """Of all test images, proved at the config's epsilon."""
-    checklist: dict[str, dict[str, bool]]
-    """By sign of a weak evaluation: whether it is absent."""
-    rechecked: dict[str, list[int]]
-    """Adversarials reported, and how many of them are misclassified as 8-bit pictures, too."""
-    scratch_reached: int | None
-    """Digits of 100 that were led to the class chosen for them."""
-    scratch_l2: float | None
-    """The mean length of these perturbations."""
-    cnn_l2: float | None
-    """Medians of the chapter's CNN."""
-    cnn_linf: float | None
-    cnn_l0: float | None
-    abs_accuracy: float | None
-    abs_l2: float | None
-    abs_over_cnn: float | None
-    """The ratio of the L2 medians."""
-    stale_claimed: float | None
-    """Accuracy on the adversarials that the defended network was trained to know."""
-    stale_fgsm: float | None
-    stale_pgd: float | None
-    fgsm_robust: float | None
-    """Under the strongest attack that was run: AutoAttack, or PGD."""
-    pgd_robust: float | None
-    certified_robust: float | None
-    certified_verified: float | None
-    details: Details
 
 
 def run(config: Config) -> Result:
@@ -158,7 +61,7 @@ def run(config: Config) -> Result:
         part: {name: done[part, name] for name in names if (part, name) in done}
         for part, names in (("table", TABLE), ("defences", DEFENCES))
     }
-    return _result(
+    return collect(
         config,
         dataset.source,
         done.get(("scratch", "")),
@@ -224,8 +127,8 @@ def measured(name: str, config: Config) -> tuple[Measured, float]:
     """One row of the ABS paper's table, and the accuracy on all test images."""
     from recipes import training
     from recipes.adversarial_robustness import evaluation, zoo
+    from recipes.adversarial_robustness.attack_set import attacks_on
     from recipes.adversarial_robustness.nearest import NearestNeighbour
-    from recipes.adversarial_robustness.search import attacks_on
 
     dataset = data.load("mnist", config.data)
     images, labels = zoo.tensors(dataset.test)
@@ -281,7 +184,7 @@ def defended(name: str, config: Config) -> Defence:
     """One network between the attacks and the bounds."""
     import torch
 
-    from recipes.adversarial_robustness import attacks, bounds, checklist, evaluation, search, zoo
+    from recipes.adversarial_robustness import attacks, bounds, checklist, evaluation, libraries, search, zoo
 
     network, surrogate = zoo.load(name), zoo.load("undefended")
     images, labels = zoo.tensors(data.load("mnist", config.data).test)
@@ -302,7 +205,7 @@ def defended(name: str, config: Config) -> Defence:
     tried = min(AUTOATTACKED, len(images)) if config.strong else 0
     strong = [
         (search.fixed_pgd(config.epsilon, steps=100, restarts=10), len(images) if config.strong else 0),
-        (search.auto_attack(config.epsilon), tried),
+        (libraries.auto_attack(config.epsilon), tried),
     ]
     accuracies, found, rounded = [], 0, 0
     for attack, count in strong:
@@ -330,71 +233,6 @@ def defended(name: str, config: Config) -> Defence:
         found_after_rounding=rounded,
         checks=tuple(checks),
     )
-
-
-def _result(
-    config: Config,
-    source: str,
-    walk: Walk | None,
-    table: dict[str, tuple[Measured, float]],
-    stale: Stale | None,
-    defences: dict[str, Defence],
-) -> Result:
-    """All parts' figures under the names that a card knows."""
-    rows = {name: row for name, (row, _) in table.items()}
-    limits = {"l2": 1.5, "linf": 0.3, "l0": 12}
-    medians = {name: {norm: _finite(row.median(norm)) for norm in limits} for name, row in rows.items()}
-    accuracy_at = {
-        name: {f"{norm} {limit:g}": row.accuracy_at(norm, limit) for norm, limit in limits.items()}
-        for name, row in rows.items()
-    }
-    for name, defence in defences.items():
-        named = {
-            "PGD-40": _at(defence, config.epsilon),
-            "PGD-100 x 10": defence.pgd,
-            "AutoAttack": defence.auto_attack,
-        }
-        accuracy_at[name] = {attack: value for attack, value in named.items() if value is not None}
-    robust = {name: min(accuracy_at[name].values(), default=None) for name in defences}
-    cnn, abs_ = medians.get("cnn", {}), medians.get("abs", {})
-    after = stale.after if stale else {}
-    return Result(
-        data=source,
-        images=config.images,
-        clean_accuracy={name: clean for name, (_, clean) in table.items()}
-        | {name: defence.clean for name, defence in defences.items()},
-        median_distance=medians,
-        accuracy_at=accuracy_at,
-        attacks={name: {k: _finite(v) for k, v in row.medians.items()} for name, row in rows.items()},
-        verified_accuracy={name: defence.proved for name, defence in defences.items()},
-        checklist={name: {c.name: c.passed for c in defence.checks} for name, defence in defences.items()},
-        rechecked={name: [d.found, d.found_after_rounding] for name, d in defences.items() if config.strong},
-        scratch_reached=None if walk is None else int(walk.reached.sum()),
-        scratch_l2=None if walk is None else float(walk.l2.mean()),
-        cnn_l2=cnn.get("l2"),
-        cnn_linf=cnn.get("linf"),
-        cnn_l0=cnn.get("l0"),
-        abs_accuracy=table["abs"][1] if "abs" in table else None,
-        abs_l2=abs_.get("l2"),
-        abs_over_cnn=abs_["l2"] / cnn["l2"] if abs_.get("l2") and cnn.get("l2") else None,
-        stale_claimed=after.get("FGSM against the undefended network"),
-        stale_fgsm=after.get("the same, cut to [0, 1]"),
-        stale_pgd=after.get("PGD, 40 steps"),
-        fgsm_robust=robust.get("fgsm"),
-        pgd_robust=robust.get("pgd"),
-        certified_robust=robust.get("certified"),
-        certified_verified=defences["certified"].proved if defences else None,
-        details=Details(walk, rows, stale, defences),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _at(defence: Defence, epsilon: float) -> float | None:
-    """The curve's value at an epsilon that it has."""
-    return dict(zip(EPSILONS, defence.attacked, strict=True)).get(epsilon)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.adversarial_robustness.experiment import EPSILONS, Details, Result, Stale
+from recipes.adversarial_robustness.results import EPSILONS, Details, Result, Stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

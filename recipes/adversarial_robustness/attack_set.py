@@ -1,0 +1,63 @@
+"""Which attacks a network is measured with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from recipes.adversarial_robustness.attacks import NORMS
+from recipes.adversarial_robustness.blind import estimated, pointwise
+from recipes.adversarial_robustness.latent import towards, tracked
+from recipes.adversarial_robustness.libraries import boundary, carlini_wagner
+from recipes.adversarial_robustness.search import Attack, deepfool, least_pgd, one_step, sparse
+from recipes.analysis_by_synthesis import AnalysisBySynthesis
+
+
+def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
+    """The attacks for a network: all for any; towards prototypes where there are some; tracked ones for
+    ABS."""
+    if isinstance(network, AnalysisBySynthesis):
+        return _on_abs(strong)
+    chosen = [
+        Attack("FGM", "l2", one_step("l2")),
+        Attack("FGSM", "linf", one_step("linf")),
+        Attack("DeepFool L2", "l2", deepfool("l2")),
+        Attack("DeepFool Linf", "linf", deepfool("linf")),
+    ]
+    if hasattr(network, "prototypes"):
+        chosen += [Attack(f"prototypes {norm}", norm, towards(norm, 3 if strong else 1)) for norm in NORMS]
+    if not strong:
+        return [
+            *chosen,
+            Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
+            Attack("pointwise", "l0", pointwise(1)),
+            Attack("sparse", "l0", sparse),
+        ]
+    drawing = hasattr(network, "prototypes")  # whose every answer takes a search: fewer steps
+    steps, rounds = (40, 6) if drawing else (100, 8)
+    chosen += [
+        Attack("PGD L2", "l2", least_pgd("l2", steps, rounds)),
+        Attack("PGD Linf", "linf", least_pgd("linf", steps, rounds)),
+        Attack("Carlini-Wagner", "l2", carlini_wagner(60, 4) if drawing else carlini_wagner()),
+        Attack("boundary", "l2", boundary(300 if drawing else 2000)),
+        Attack("sparse", "l0", sparse),
+        Attack("pointwise", "l0", pointwise(1 if drawing else 10)),
+    ]
+    if not drawing:
+        chosen.append(Attack("estimated gradients", "l2", estimated))
+    return chosen
+
+
+def _on_abs(strong: bool) -> list[Attack]:
+    others = 3 if strong else 1
+    chosen = [Attack(f"latent {norm}", norm, tracked(towards(norm, others))) for norm in ("l2", "linf")]
+    chosen.append(Attack("latent l0", "l0", tracked(towards("l0", others), steps=1)))
+    if strong:
+        chosen += [
+            Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),
+            Attack("DeepFool Linf", "linf", tracked(deepfool("linf"))),
+            Attack("PGD L2", "l2", tracked(least_pgd("l2", 30, 6))),
+            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 30, 6))),
+            Attack("pointwise", "l0", tracked(pointwise(1))),
+            Attack("boundary", "l2", tracked(boundary(300))),
+        ]
+    return chosen
