@@ -736,6 +736,18 @@ def test_a_part_runs_and_reports_in_json(python, tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
+def test_a_script_without_a_guard_can_run_it(python, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from recipes.adversarial_robustness import Config, run\n"
+        "print('here')\n"
+        "print(run(Config(data='embedded', part='scratch')).scratch_reached, __file__)\n"
+    )
+    done = python(str(script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["here", "100", str(script)]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

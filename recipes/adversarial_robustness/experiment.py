@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +87,11 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
     os.environ.update(threads)  # read when the libraries are imported, in the new processes
     try:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            len(os.sched_getaffinity(0)), context, initializer=_die_quietly, max_tasks_per_child=1
-        ) as pool:
+        workers = min(len(jobs), len(os.sched_getaffinity(0)))
+        with (
+            _main_left_alone(),
+            ProcessPoolExecutor(workers, context, initializer=_die_quietly, max_tasks_per_child=1) as pool,
+        ):
             futures = [pool.submit(function, *arguments) for function, arguments in jobs]
             try:
                 return [future.result() for future in futures]
@@ -100,6 +104,18 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """New processes would run the script that called us again, to know what it defines; no job needs it."""
+    main = sys.modules["__main__"]
+    before = {name: vars(main).get(name) for name in ("__spec__", "__file__")}
+    vars(main).update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        vars(main).update(before)
 
 
 def _die_quietly() -> None:
