@@ -32,22 +32,31 @@ def adversarial_training(
     epochs: int = 10,
     batch: int = 128,
     learning_rate: float = 2e-3,
+    rises_until: float = 0.01,
+    falls_from: float = 0.5,
+    ball_grows_until: float = 0.1,
     seed: int = 0,
 ) -> nn.Module:
     """Train on adversarial examples that are made anew, against the network as it is, for every batch.
 
     From a random point of the ball, `steps` steps along the gradient's sign. One step with `step_size` 1.25
-    ε is FGSM with a random start. Epsilon grows over the first tenth of the training.
+    ε is FGSM with a random start.
+
+    Training with one step can collapse: within an epoch it learns to fool that one step, and nothing else
+    (Wong et al. call it catastrophic overfitting). So with one step PGD attacks some training images after
+    every epoch, and the best epoch is kept.
 
     Returns:
         The running average of the weights (it is more robust than the last ones), in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
     average = copy.deepcopy(network).eval()
+    best, most = average, -1.0
+    steps_an_epoch = len(images) // batch
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     for progress, places in _batches(len(images), batch, epochs, seed):
-        radius = epsilon * min(1, 10 * progress)
-        _set_rate(optimiser, learning_rate * _rate(progress, falls_from=0.5))
+        radius = epsilon * (min(1, progress / ball_grows_until) if ball_grows_until else 1)
+        _set_rate(optimiser, learning_rate * _rate(progress, rises_until, falls_from))
         x, y = images[places], labels[places]
         moved = (x + attacks.noise(x, radius, "linf", generator)).clamp(0, 1)
         with attacks.frozen(network):
@@ -58,8 +67,17 @@ def adversarial_training(
                 )
         loss = functional.cross_entropy(network(moved), y)
         _step(optimiser, loss)
-        _follow(average, network, progress * epochs * (len(images) // batch))
-    return average
+        step = round(progress * epochs * steps_an_epoch)
+        _follow(average, network, step)
+        if steps > 1:
+            best = average
+        elif step % steps_an_epoch == steps_an_epoch - 1:
+            some, truth = images[:1000], labels[:1000]
+            found = attacks.pgd(average, some, truth, epsilon, steps=20)
+            held = 1 - float(attacks.fooled(average, found, truth).float().mean())
+            if held > most:
+                best, most = copy.deepcopy(average), held
+    return best
 
 
 def interval_training(
@@ -86,11 +104,40 @@ def interval_training(
         The network, in evaluation mode.
     """
     _draw_weights(network, seed)
+    return _on_bounds(network, images, labels, epsilon, epochs, batch, learning_rate, warmup, seed)
+
+
+def interval_polish(
+    network: nn.Sequential,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float = 0.32,
+    epochs: int = 25,
+    batch: int = 256,
+    learning_rate: float = 5e-4,
+    seed: int = 1,
+) -> nn.Sequential:
+    """Train on, nearer to the ball of the test, with a rate that falls from the start."""
+    return _on_bounds(network, images, labels, epsilon, epochs, batch, learning_rate, 0.0, seed)
+
+
+def _on_bounds(
+    network: nn.Sequential,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    warmup: float,
+    seed: int,
+) -> nn.Sequential:
     network.train()
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     for progress, places in _batches(len(images), batch, epochs, seed):
-        radius = epsilon * min(1, progress / warmup)
-        _set_rate(optimiser, learning_rate * _rate(progress, falls_from=1.2 * warmup))
+        radius = epsilon * (min(1, progress / warmup) if warmup else 1)
+        _set_rate(optimiser, learning_rate * _rate(progress, 0.01, 1.2 * warmup))
         worst = bounds.margins(network, images[places], labels[places], radius)
         _step(optimiser, functional.cross_entropy(worst, labels[places]))
     return network.eval()
@@ -117,11 +164,10 @@ def _batches(examples: int, batch: int, epochs: int, seed: int) -> Iterator[tupl
             yield (epoch + step / steps) / epochs, places
 
 
-def _rate(progress: float, falls_from: float) -> float:
-    """Share of the learning rate: it rises for a hundredth of the training, stays, and falls to a
-    hundredth."""
+def _rate(progress: float, rises_until: float, falls_from: float) -> float:
+    """Share of the learning rate: it rises, stays, and falls, from a hundredth and to a hundredth."""
     if progress < falls_from:
-        return min(1.0, 0.01 + 100 * progress)
+        return min(1.0, 0.01 + progress / rises_until)
     return max(0.01, (1 - progress) / (1 - falls_from))
 
 
@@ -138,7 +184,7 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, step: float) -> None:
+def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
     """Move the average a little towards the network: over a thousand steps, over fewer at first."""
     weight = max(1e-3, 1 - (step + 1) / (step + 100))
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):

@@ -77,8 +77,9 @@ def _adversarial(build: Callable[[], nn.Module], **settings: float) -> Callable[
 
 
 def _interval(split: data.Split, seed: int) -> nn.Module:
-    network = networks.normed()
-    return defences.interval_training(network, *tensors(split), seed=seed)
+    examples = tensors(split)
+    network = defences.interval_training(networks.normed(), *examples, seed=seed)
+    return defences.interval_polish(network, *examples, seed=seed + 1)
 
 
 def _abs(split: data.Split, seed: int) -> nn.Module:
