@@ -55,9 +55,7 @@ def _on_abs(strong: bool) -> list[Attack]:
         chosen += [
             Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),
             Attack("DeepFool Linf", "linf", tracked(deepfool("linf"))),
-            Attack("PGD L2", "l2", tracked(least_pgd("l2", 30, 6))),
-            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 30, 6))),
-            Attack("pointwise", "l0", tracked(pointwise(1))),
-            Attack("boundary", "l2", tracked(boundary(300))),
+            Attack("PGD L2", "l2", tracked(least_pgd("l2", 20, 5))),
+            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 20, 5))),
         ]
     return chosen

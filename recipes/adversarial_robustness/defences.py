@@ -58,7 +58,9 @@ def adversarial_training(
         radius = epsilon * (min(1, progress / ball_grows_until) if ball_grows_until else 1)
         _set_rate(optimiser, learning_rate * _rate(progress, rises_until, falls_from))
         x, y = images[places], labels[places]
-        moved = (x + attacks.noise(x, radius, "linf", generator)).clamp(0, 1)
+        moved = x + attacks.noise(x, radius, "linf", generator)
+        if steps > 1:  # one step starts beyond black and white, too, as its authors have it
+            moved = moved.clamp(0, 1)
         with attacks.frozen(network):
             for _ in range(steps):
                 slope, _ = attacks.gradient(network, moved, y)

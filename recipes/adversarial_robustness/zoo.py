@@ -76,6 +76,18 @@ def _adversarial(build: Callable[[], nn.Module], **settings: float) -> Callable[
     return train
 
 
+_one_step = _adversarial(
+    networks.small,
+    steps=1,
+    step_size=0.25,
+    epochs=15,
+    batch=100,
+    rises_until=0.4,
+    falls_from=0.4,
+    ball_grows_until=0,
+)
+
+
 def _interval(split: data.Split, seed: int) -> nn.Module:
     examples = tensors(split)
     network = defences.interval_training(networks.normed(), *examples, seed=seed)
@@ -96,7 +108,7 @@ ENTRIES = {
     "stale": Entry(
         networks.article, _article(defend=True), "the article's CNN after its adversarial training"
     ),
-    "fgsm": Entry(networks.small, _adversarial(networks.small, steps=1, step_size=0.375, epochs=15), "FGSM"),
+    "fgsm": Entry(networks.small, _one_step, "one FGSM step from a random start"),
     "pgd": Entry(_robust, _adversarial(_robust, steps=7, epochs=25), "PGD-7 adversarial training"),
     "certified": Entry(networks.normed, _interval, "interval bounds"),
 }
