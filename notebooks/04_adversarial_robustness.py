@@ -127,12 +127,12 @@ for row in range(4):
 figure
 
 # %% [markdown]
-# Now the table of the ABS paper, on 40 images and with the quick attacks: medians of the nearest
+# Now the table of the ABS paper, on 20 images and with the quick attacks: medians of the nearest
 # adversarials, and the accuracy that is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each
 # are the paper's.
 
 # %%
-table = ar.run(ar.Config(data=DATA, part="table", images=40))
+table = ar.run(ar.Config(data=DATA, part="table", images=20))
 print(ar.describe(table))
 
 # %%
@@ -205,7 +205,7 @@ for epsilon in (0.1, 0.2, 0.3, 0.4):
     print(f"epsilon {epsilon}: another class is ahead by at most {worst:+.2f}")
 
 # %%
-holds = ar.run(ar.Config(data=DATA, part="defences"))
+holds = ar.run(ar.Config(data=DATA, part="defences", attacked=100))
 print(ar.describe(holds))
 
 # %%

@@ -23,16 +23,15 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
         Attack("DeepFool L2", "l2", deepfool("l2")),
         Attack("DeepFool Linf", "linf", deepfool("linf")),
     ]
-    if hasattr(network, "prototypes"):
+    drawing = hasattr(network, "prototypes")  # whose every answer takes a search: fewer steps
+    if drawing:
         chosen += [Attack(f"prototypes {norm}", norm, towards(norm, 3 if strong else 1)) for norm in NORMS]
     if not strong:
-        return [
-            *chosen,
+        chosen += [
             Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
-            Attack("pointwise", "l0", pointwise(1)),
             Attack("sparse", "l0", sparse),
         ]
-    drawing = hasattr(network, "prototypes")  # whose every answer takes a search: fewer steps
+        return chosen if drawing else [*chosen, Attack("pointwise", "l0", pointwise(1))]
     steps, rounds = (40, 6) if drawing else (100, 8)
     chosen += [
         Attack("PGD L2", "l2", least_pgd("l2", steps, rounds)),
