@@ -49,7 +49,7 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
 def _on_abs(strong: bool) -> list[Attack]:
     others = 3 if strong else 1
     chosen = [Attack(f"latent {norm}", norm, tracked(towards(norm, others))) for norm in ("l2", "linf")]
-    chosen.append(Attack("latent l0", "l0", tracked(towards("l0", others), steps=1)))
+    chosen.append(Attack("latent l0", "l0", tracked(towards("l0", others), steps=3)))
     if strong:
         chosen += [
             Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),

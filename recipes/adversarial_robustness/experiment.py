@@ -214,7 +214,7 @@ def defended(name: str, config: Config) -> Defence:
     def claim(target: nn.Module, seen: Tensor, truth: Tensor) -> Tensor:
         if name == "stale":  # as its article measures
             return attacks.fgsm(target, seen, truth, config.epsilon)
-        return attacks.pgd(target, seen, truth, config.epsilon, generator=generator)
+        return search.fixed_pgd(config.epsilon, steps=100, restarts=2)(target, seen, truth, generator)
 
     checks = checklist.run(network, x, y, claim, surrogate, epsilon=config.epsilon, seed=config.seed)
     wrong = attacks.fooled(network, images, labels)
