@@ -130,6 +130,7 @@ def draw_walk(figure: Any, details: Details, most: int = 8) -> None:
 def draw_table(figure: Any, details: Details, digits: int = 8) -> None:
     """The nearest adversarials in L2, network by network, and what was added."""
     rows = list(details.table.items())
+    digits = min(digits, *(len(row.images) for _, row in rows))
     axes = figure.subplots(2 * len(rows), digits, squeeze=False)
     for number, (name, row) in enumerate(rows):
         pictures = row.nearest["l2"][:digits, 0]
