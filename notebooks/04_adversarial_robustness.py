@@ -22,6 +22,7 @@
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
 
 # %%
+# %matplotlib inline
 import matplotlib.pyplot as plt
 import torch
 
@@ -30,6 +31,7 @@ from recipes.adversarial_robustness import attacks, bounds, checklist, evaluatio
 from recipes.data import load
 
 torch.set_num_threads(1)
+plt.rcParams["figure.dpi"] = 45
 data = load("mnist", DATA)
 images, labels = zoo.tensors(data.test)
 print(f"{data.name} ({data.source}), {len(images):,} test images")
@@ -79,7 +81,7 @@ for column, picture in enumerate(shown):
 for each in axes.flat:
     each.set(xticks=[], yticks=[])
 figure.suptitle("The CNN’s answer (above) and what PGD added (below), epsilon 0, 0.05, 0.1, 0.2")
-figure
+plt.show()
 
 # %% [markdown]
 # ### Why libraries disagree
@@ -124,15 +126,15 @@ for row in range(4):
         if row == 0:
             axes[row][column].set_title("image" if column == 0 else f"as a {column - 1}")
         axes[row][column].spines[:].set(color="tab:red" if best else "white", linewidth=3)
-figure
+plt.show()
 
 # %% [markdown]
-# Now the table of the ABS paper, on 20 images and with the quick attacks: medians of the nearest
+# Now the table of the ABS paper, on ten images and with the quick attacks: medians of the nearest
 # adversarials, and the accuracy that is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each
 # are the paper's.
 
 # %%
-table = ar.run(ar.Config(data=DATA, part="table", images=20))
+table = ar.run(ar.Config(data=DATA, part="table", images=10))
 print(ar.describe(table))
 
 # %%

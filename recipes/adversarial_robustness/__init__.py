@@ -21,7 +21,7 @@ Source: "Reinventing adversarial machine learning: adversarial ML from scratch",
         Huawei Cloud community (CleverHans), whose defence is step three.
 Status: reference.
 Expect: on real MNIST, seed 0: 100 of 100 digits walk to the class chosen for them, by L2 1.43 on average. The
-        third article's defence is right for 98.3 % of what it was trained on, 38 % under FGSM and 0.05 % under
+        third article’s defence is right for 98.3 % of what it was trained on, 38 % under FGSM, 0.05 % under
         PGD with 40 steps (10,000 images). PGD-7 training: 99.3 % clean, 93 % under AutoAttack (100 images).
         Interval training: 97.6 % clean, 91.8 % proved safe in Linf 0.3, of all 10,000.
 Command: python -m recipes.adversarial_robustness --plot robustness.png
