@@ -22,7 +22,6 @@
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import torch
 
@@ -32,6 +31,7 @@ from recipes.data import load
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 55, "image.interpolation": "nearest"})
+plt.show()  # nothing yet; from here on figures are shown as pictures
 data = load("mnist", DATA)
 images, labels = zoo.tensors(data.test)
 print(f"{data.name} ({data.source}), {len(images):,} test images")
