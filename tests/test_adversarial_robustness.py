@@ -658,7 +658,7 @@ def test_the_checklist_flags_the_stale_defence_and_passes_those_that_hold(real_m
     images, labels = zoo.tensors(real_mnist.test, 50)
     stale = checks_of("stale", images, labels)
     assert not stale["more steps and starts find no more than the claim's attack"].passed
-    assert not stale["blind attacks find no more than the claim's"].passed
+    assert not stale["blind attacks find no more than the claim's attack"].passed
     for name in ("pgd", "certified"):
         assert all(check.passed for check in checks_of(name, images, labels).values()), name
 

@@ -17,8 +17,6 @@ from torch.nn import functional
 
 Norm = Literal["linf", "l2", "l0"]
 NORMS: tuple[Norm, ...] = ("l2", "linf", "l0")
-
-
 BATCH = 250
 """Images at once: of more, what the layers make does not stay in a processor's cache."""
 

@@ -21,14 +21,14 @@ def box(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return (low + high) / 2, (high - low) / 2
 
 
-def through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """The box that holds what a layer makes of a box.
 
     Raises:
         TypeError: no bound is known for such a layer.
     """
     match layer:
-        case nn.Conv2d():
+        case nn.Conv2d(padding_mode="zeros"):
             spread = functional.conv2d(
                 radius, layer.weight.abs(), None, layer.stride, layer.padding, layer.dilation, layer.groups
             )
@@ -66,7 +66,7 @@ def margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: flo
     centre, radius = box(images, epsilon)
     body, last = _parts(network)
     for layer in body:
-        centre, radius = through(layer, centre, radius)
+        centre, radius = box_through(layer, centre, radius)
     if last is None:
         low, high = centre - radius, centre + radius
         return (high - low.gather(1, labels[:, None])).scatter(1, labels[:, None], 0)
@@ -87,7 +87,13 @@ def _parts(network: nn.Sequential) -> tuple[list[nn.Module], nn.Linear | None]:
 
 def _differences(last: nn.Linear) -> tuple[Tensor, Tensor]:
     """The last layer of `logit j less logit y`: weights `[y, j, features]` and biases `[y, j]`."""
-    return last.weight[None] - last.weight[:, None], last.bias[None] - last.bias[:, None]
+    bias = _bias(last)
+    return last.weight[None] - last.weight[:, None], bias[None] - bias[:, None]
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """`[out]`, zeros if the layer has none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -104,7 +110,7 @@ def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilo
     boxes = []
     for layer in body:
         boxes.append((centre, radius))
-        centre, radius = through(layer, centre, radius)
+        centre, radius = box_through(layer, centre, radius)
     weight, bias = _differences(last)
     slopes, constant = weight[labels], bias[labels]  # [N, 10, …] and [N, 10]
     for layer, (centre, radius) in zip(reversed(body), reversed(boxes), strict=True):
@@ -116,36 +122,22 @@ def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilo
 
 
 def _back(layer: nn.Module, slopes: Tensor, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes by a layer's output `[N, 10, …]` -> by its input, and what is added to the constant `[N,
-    10]`."""
+    """Slopes by a layer's output `[N, 10, …]` -> by its input, and what the constant `[N, 10]` gains."""
     match layer:
         case nn.Flatten():
             return slopes.unflatten(2, centre.shape[1:]), torch.zeros(())
         case nn.Linear():
-            return slopes @ layer.weight, slopes @ layer.bias
+            return slopes @ layer.weight, slopes @ _bias(layer)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale
             shape = (1, 1, -1, *[1] * (centre.ndim - 2))
             return slopes * scale.view(shape), (slopes * shift.view(shape)).flatten(2).sum(2)
         case nn.Conv2d():
-            height, width = centre.shape[2:]
-            sizes = [
-                size - ((out - 1) * stride - 2 * padding + kernel)
-                for size, out, stride, padding, kernel in zip(
-                    (height, width),
-                    slopes.shape[3:],
-                    layer.stride,
-                    layer.padding,
-                    layer.kernel_size,
-                    strict=True,
-                )
-            ]
-            back = functional.conv_transpose2d(
-                slopes.flatten(0, 1), layer.weight, None, layer.stride, layer.padding, sizes
-            )
-            more = (slopes.sum((3, 4)) * layer.bias).sum(2)
-            return back.unflatten(0, slopes.shape[:2]), more
+            shape = (slopes.shape[0] * slopes.shape[1], *centre.shape[1:])
+            settings = layer.stride, layer.padding, layer.dilation, layer.groups
+            back = nn.grad.conv2d_input(shape, layer.weight, slopes.flatten(0, 1), *settings)
+            return back.unflatten(0, slopes.shape[:2]), (slopes.sum((3, 4)) * _bias(layer)).sum(2)
         case nn.ReLU():
             low, high = (centre - radius)[:, None], (centre + radius)[:, None]
             crossing = (low < 0) & (high > 0)

@@ -51,7 +51,7 @@ def adversarial_training(
     """
     generator = torch.Generator().manual_seed(seed)
     average = copy.deepcopy(network).eval()
-    best, most = average, -1.0
+    best, most = average, -1.0  # kept with one step only
     steps_an_epoch = len(images) // batch
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     for progress, places in _batches(len(images), batch, epochs, seed):
@@ -71,15 +71,13 @@ def adversarial_training(
         _step(optimiser, loss)
         step = round(progress * epochs * steps_an_epoch)
         _follow(average, network, step)
-        if steps > 1:
-            best = average
-        elif step % steps_an_epoch == steps_an_epoch - 1:
+        if steps == 1 and step % steps_an_epoch == steps_an_epoch - 1:
             some, truth = images[:1000], labels[:1000]
             found = attacks.pgd(average, some, truth, epsilon, steps=20)
             held = 1 - float(attacks.fooled(average, found, truth).float().mean())
             if held > most:
                 best, most = copy.deepcopy(average), held
-    return best
+    return best if steps == 1 else average
 
 
 def interval_training(
@@ -92,49 +90,22 @@ def interval_training(
     batch: int = 256,
     learning_rate: float = 1e-3,
     warmup: float = 0.35,
+    anew: bool = True,
     seed: int = 0,
 ) -> nn.Sequential:
     """Train on the worst logits that interval bounds allow, in a ball that grows to `epsilon`.
 
     Args:
-        network: as `bounds.margins` takes it; its weights are drawn anew, such that boxes neither grow nor
-            vanish on the way.
+        network: as `bounds.margins` takes it.
         epsilon: larger than that of the test, as bounds of larger balls need smaller weights.
         warmup: the share of the training over which the ball grows.
+        anew: draw the weights anew, such that boxes neither grow nor vanish on the way; else train on.
 
     Returns:
         The network, in evaluation mode.
     """
-    _draw_weights(network, seed)
-    return _on_bounds(network, images, labels, epsilon, epochs, batch, learning_rate, warmup, seed)
-
-
-def interval_polish(
-    network: nn.Sequential,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float = 0.32,
-    epochs: int = 25,
-    batch: int = 256,
-    learning_rate: float = 5e-4,
-    seed: int = 1,
-) -> nn.Sequential:
-    """Train on, nearer to the ball of the test, with a rate that falls from the start."""
-    return _on_bounds(network, images, labels, epsilon, epochs, batch, learning_rate, 0.0, seed)
-
-
-def _on_bounds(
-    network: nn.Sequential,
-    images: Tensor,
-    labels: Tensor,
-    epsilon: float,
-    epochs: int,
-    batch: int,
-    learning_rate: float,
-    warmup: float,
-    seed: int,
-) -> nn.Sequential:
+    if anew:
+        _draw_weights(network, seed)
     network.train()
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     for progress, places in _batches(len(images), batch, epochs, seed):

@@ -145,7 +145,6 @@ def robust_accuracies(
     epsilons: Sequence[float],
     *,
     steps: int = 40,
-    restarts: int = 1,
     generator: torch.Generator,
 ) -> list[float]:
     """Accuracy under PGD in Linf at each epsilon; what is found in a ball counts in every larger one."""
@@ -159,7 +158,6 @@ def robust_accuracies(
                 labels[left],
                 epsilon,
                 steps=steps,
-                restarts=restarts,
                 generator=generator,
             )
             broken[left] = adversarial(network, images[left], labels[left], found, epsilon)

@@ -71,9 +71,7 @@ def train(split: data.Split, *, epochs: int = 8, seed: int = 0) -> tf.keras.Sequ
     trained.compile("adam", tensorflow.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     random = np.random.default_rng(seed)
     images = data.channels_last(data.scale(split.images))
-    for _ in range(epochs):  # shuffled here: Keras would ask TensorFlow's global generator
-        order = random.permutation(len(images))
-        trained.fit(images[order], split.labels[order], batch_size=64, shuffle=False, verbose=0)
+    keras_twins.fit(trained, images, split.labels, epochs=epochs, batch_size=64, random=random)
     return trained
 
 

@@ -23,6 +23,21 @@ def tensorflow() -> ModuleType:
     return tensorflow
 
 
+def fit(
+    model: tf.keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    batch_size: int,
+    random: np.random.Generator,
+) -> None:
+    """Train a compiled model on shuffled examples; Keras itself would ask TensorFlow's global generator."""
+    for _ in range(epochs):
+        order = random.permutation(len(images))
+        model.fit(images[order], labels[order], batch_size=batch_size, shuffle=False, verbose=0)
+
+
 def to_pytorch(model: tf.keras.Model, module: nn.Sequential) -> nn.Sequential:
     """Copy a Keras model's weights into a PyTorch module of the same layers; gives it in evaluation mode.
 

@@ -51,6 +51,7 @@ def _table(result: Result) -> list[str]:
     lines = [
         "median distance / accuracy at L2 1.5, Linf 0.3, L0 12; "
         f"{result.images} images, least over all attacks",
+        "(clean: of all test images; of the other two networks, without --strong, of those attacked)",
         f"{'':20} {'clean':>7} {'L2':>13} {'Linf':>13} {'L0':>13}",
     ]
     for name, row in result.details.table.items():
@@ -166,16 +167,32 @@ def draw_curves(figure: Any, details: Details) -> None:
     axes = figure.subplots()
     for number, (name, defence) in enumerate(details.defences.items()):
         colour = f"C{number}"
-        _curve(axes, defence.attacked, defence.attacked_images, colour, "-", f"{_NAMES[name]}: attacked")
+        _curve(
+            axes,
+            defence.epsilons,
+            defence.attacked,
+            defence.attacked_images,
+            colour,
+            "-",
+            f"{_NAMES[name]}: attacked",
+        )
         if max(defence.verified[1:]) > 0:
-            _curve(axes, defence.verified, defence.verified_images, colour, "--", f"{_NAMES[name]}: proved")
-            axes.fill_between(EPSILONS, defence.verified, defence.attacked, color=colour, alpha=0.06)
+            _curve(
+                axes,
+                defence.epsilons,
+                defence.verified,
+                defence.verified_images,
+                colour,
+                "--",
+                f"{_NAMES[name]}: proved",
+            )
+            axes.fill_between(defence.epsilons, defence.verified, defence.attacked, color=colour, alpha=0.06)
         for value, marker, label in (
             (defence.auto_attack, "v", "AutoAttack"),
             (defence.pgd, "x", "PGD-100 x 10"),
         ):
             if value is not None:
-                axes.plot(0.3, value, marker, color=colour, label=label if not number else None)
+                axes.plot(defence.epsilon, value, marker, color=colour, label=label if not number else None)
     axes.set(
         xlabel="epsilon, Linf",
         ylabel="robust accuracy",
@@ -187,9 +204,17 @@ def draw_curves(figure: Any, details: Details) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(axes: Any, shares: tuple[float, ...], images: int, colour: str, style: str, label: str) -> None:
+def _curve(
+    axes: Any,
+    epsilons: tuple[float, ...],
+    shares: tuple[float, ...],
+    images: int,
+    colour: str,
+    style: str,
+    label: str,
+) -> None:
     from recipes.adversarial_robustness.evaluation import interval
 
     low, high = zip(*(interval(round(share * images), images) for share in shares), strict=True)
-    axes.plot(EPSILONS, shares, style, color=colour, label=label)
-    axes.fill_between(EPSILONS, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(epsilons, shares, style, color=colour, label=label)
+    axes.fill_between(epsilons, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recipes.adversarial_robustness.from_scratch import Walk
 
 EPSILONS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-"""Of the curves."""
+"""Of the curves; the config's is added."""
 TABLE = ("cnn", "nearest neighbour", "abs")
 """The networks of the ABS paper's table."""
 DEFENCES = ("stale", "fgsm", "pgd", "certified")
@@ -28,14 +28,17 @@ AUTOATTACKED = 1000
 class Defence:
     """What attacks and bounds say of one network in Linf."""
 
+    epsilon: float
+    """The config's, of all that is not a curve."""
     clean: float
     """Accuracy on all test images."""
+    epsilons: tuple[float, ...]
+    """Of the curves: EPSILONS and the config's."""
     attacked: tuple[float, ...]
-    """Accuracy at each of EPSILONS under PGD: the robust accuracy is at most this, on these images."""
+    """Accuracy at each epsilon under PGD: the robust accuracy is at most this, on these images."""
     attacked_images: int
     verified: tuple[float, ...]
-    """Share of all test images that are proved safe at each of EPSILONS by interval bounds: at least this is
-    robust."""
+    """Share of all test images that are proved safe at each by interval bounds: at least this is robust."""
     verified_images: int
     proved: float
     """The same at the config's epsilon, by interval bounds and CROWN."""
@@ -83,7 +86,7 @@ class Result:
     images: int
     """Attacked in the table."""
     clean_accuracy: dict[str, float]
-    """Of all test images."""
+    """Of all test images; of ABS and the nearest neighbour, unless `strong`, of those attacked."""
     median_distance: dict[str, dict[str, float | None]]
     """By norm; None where for most images nothing was found."""
     accuracy_at: dict[str, dict[str, float]]
@@ -109,7 +112,7 @@ class Result:
     abs_over_cnn: float | None
     """The ratio of the L2 medians."""
     stale_claimed: float | None
-    """Accuracy on the adversarials that the defended network was trained to know."""
+    """Accuracy on adversarials made as those of its training: against the undefended network."""
     stale_fgsm: float | None
     stale_pgd: float | None
     fgsm_robust: float | None
@@ -138,7 +141,7 @@ def collect(
     }
     for name, defence in defences.items():
         named = {
-            "PGD-40": _at(defence, config.epsilon),
+            "PGD-40": defence.attacked[defence.epsilons.index(defence.epsilon)],
             "PGD-100 x 10": defence.pgd,
             "AutoAttack": defence.auto_attack,
         }
@@ -178,8 +181,3 @@ def collect(
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _at(defence: Defence, epsilon: float) -> float | None:
-    """The curve's value at an epsilon that it has."""
-    return dict(zip(EPSILONS, defence.attacked, strict=True)).get(epsilon)

@@ -97,7 +97,7 @@ def one_step(norm: Norm) -> Search:
     return search
 
 
-def least_pgd(norm: Norm, steps: int = 40, rounds: int = 7, highest: float | None = None) -> Search:
+def least_pgd(norm: Norm, steps: int = 40, rounds: int = 7) -> Search:
     """PGD with the least epsilon that does."""
 
     def search(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,7 +106,7 @@ def least_pgd(norm: Norm, steps: int = 40, rounds: int = 7, highest: float | Non
                 network, images[places], labels[places], epsilon, norm=norm, steps=steps, generator=generator
             )
 
-        return bisect(network, images, labels, attempt, highest or {"linf": 0.5, "l2": 6}[norm], rounds)
+        return bisect(network, images, labels, attempt, {"linf": 0.5, "l2": 6}[norm], rounds)
 
     return search
 

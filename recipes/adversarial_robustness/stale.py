@@ -55,9 +55,7 @@ def _fit(
     model: tf.keras.Model, images: np.ndarray, labels: np.ndarray, epochs: int, random: np.random.Generator
 ) -> None:
     model.compile("adam", "sparse_categorical_crossentropy")
-    for _ in range(epochs):  # shuffled here: Keras would ask TensorFlow's global generator
-        order = random.permutation(len(images))
-        model.fit(images[order], labels[order], batch_size=32, shuffle=False, verbose=0)
+    keras_twins.fit(model, images, labels, epochs=epochs, batch_size=32, random=random)
 
 
 def fgsm(model: tf.keras.Model, images: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
