@@ -398,6 +398,27 @@ def test_bounds_go_through_every_network_of_the_recipe(build):
     torch.testing.assert_close(still, logits - logits.gather(1, labels[:, None]), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"dilation": 2}, {"groups": 2}, {"bias": False}, {"stride": 3, "padding": 2}, {"padding": "same"}],
+    ids=str,
+)
+def test_bounds_know_how_a_convolution_is_set(settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, **settings), nn.ReLU(), nn.Flatten()
+        width = nn.Sequential(*body)(torch.zeros(1, 1, 8, 8)).shape[1]
+        network = nn.Sequential(*body, nn.Linear(width, 10, bias=False)).eval().double()
+    images = images_of(3, 3, 8).double()
+    labels = own_labels(network, images)
+    seen = worst_seen(network, images, labels, 0.1, 0)
+    logits = network(images)
+    for bound in (bounds.margins, bounds.crown_margins):
+        assert (bound(network, images, labels, 0.1) >= seen - 1e-9).all()
+        still = bound(network, images, labels, 0)
+        torch.testing.assert_close(still, logits - logits.gather(1, labels[:, None]), atol=1e-9, rtol=0)
+
+
 @FEW
 @given(seeds)
 def test_crown_is_exact_where_there_is_no_ball_and_both_are_on_linear_networks(seed):
@@ -482,6 +503,9 @@ def test_what_no_bound_is_known_for_says_so():
             torch.zeros(6, dtype=torch.int64),
             0.1,
         )
+    reflecting = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+    with pytest.raises(TypeError, match="no bound is known for Conv2d"):
+        bounds.margins(reflecting, images_of(0), torch.zeros(6, dtype=torch.int64), 0.1)
     with pytest.raises(TypeError, match="not through Counts"):
         bounds.margins(Counts(1), images_of(0), torch.zeros(6, dtype=torch.int64), 0.1)
 

@@ -134,9 +134,9 @@ def _back(layer: nn.Module, slopes: Tensor, centre: Tensor, radius: Tensor) -> t
             shape = (1, 1, -1, *[1] * (centre.ndim - 2))
             return slopes * scale.view(shape), (slopes * shift.view(shape)).flatten(2).sum(2)
         case nn.Conv2d():
-            shape = (slopes.shape[0] * slopes.shape[1], *centre.shape[1:])
-            settings = layer.stride, layer.padding, layer.dilation, layer.groups
-            back = nn.grad.conv2d_input(shape, layer.weight, slopes.flatten(0, 1), *settings)
+            flat = slopes.flatten(0, 1)
+            _, transposed = torch.func.vjp(layer, centre.new_zeros(len(flat), *centre.shape[1:]))
+            (back,) = transposed(flat)
             return back.unflatten(0, slopes.shape[:2]), (slopes.sum((3, 4)) * _bias(layer)).sum(2)
         case nn.ReLU():
             low, high = (centre - radius)[:, None], (centre + radius)[:, None]
