@@ -21,6 +21,10 @@ def box(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return (low + high) / 2, (high - low) / 2
 
 
+def _ends(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    return centre - radius, centre + radius
+
+
 def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """The box that holds what a layer makes of a box.
 
@@ -44,7 +48,7 @@ def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tenso
             scale = (layer.weight / (variance + layer.eps).sqrt()).abs()
             return layer(centre), radius * scale.view(1, -1, *[1] * (centre.ndim - 2))
         case nn.ReLU() | nn.ELU() | nn.MaxPool2d():  # none of them falls where its input rises
-            low, high = layer(centre - radius), layer(centre + radius)
+            low, high = map(layer, _ends(centre, radius))
             return (low + high) / 2, (high - low) / 2
         case nn.Flatten():
             return layer(centre), layer(radius)
@@ -55,7 +59,7 @@ def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tenso
 
 
 def margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """Upper bounds of logit j less the label's logit, `[N, 10]`, over the ball; 0 at the label.
+    """Upper bounds of logit j less the label's logit, `[N, classes]`, over the ball; 0 at the label.
 
     All below 0 but the label's own: nothing in the ball is classified otherwise. A last layer that is
     linear is taken as one with the difference, which is tighter than the difference of two bounds.
@@ -68,7 +72,7 @@ def margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: flo
     for layer in body:
         centre, radius = box_through(layer, centre, radius)
     if last is None:
-        low, high = centre - radius, centre + radius
+        low, high = _ends(centre, radius)
         return (high - low.gather(1, labels[:, None])).scatter(1, labels[:, None], 0)
     weight, bias = _differences(last)
     spread = torch.einsum("nof,nf->no", weight.abs()[labels], radius)
@@ -97,22 +101,24 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 
 def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """The same bounds by CROWN, `[N, 10]`: linear in the image, with boxes as bounds of every ReLU.
+    """The same bounds by CROWN, `[N, classes]`: linear in the image, with boxes as bounds of every ReLU.
 
     Going back from the logits, each ReLU between low < 0 < high is replaced by a line above it, from (low,
     0) to (high, high), where that makes the bound larger, and by a line below it, 0 or the identity,
-    elsewhere.
+    elsewhere. Around an ELU or max pooling there are two constants, the ends of its box.
     """
     centre, radius = box(images, epsilon)
     body, last = _parts(network)
-    if last is None:
-        raise TypeError("CROWN begins at a last layer that is linear")
     boxes = []
     for layer in body:
         boxes.append((centre, radius))
         centre, radius = box_through(layer, centre, radius)
-    weight, bias = _differences(last)
-    slopes, constant = weight[labels], bias[labels]  # [N, 10, …] and [N, 10]
+    if last is None:
+        logits = torch.eye(centre.shape[1]).to(centre)
+        slopes, constant = logits[None] - logits[labels][:, None], torch.zeros(()).to(centre)
+    else:
+        weight, bias = _differences(last)
+        slopes, constant = weight[labels], bias[labels]  # [N, classes, …] and [N, classes]
     for layer, (centre, radius) in zip(reversed(body), reversed(boxes), strict=True):
         slopes, more = _back(layer, slopes, centre, radius)
         constant = constant + more
@@ -122,7 +128,7 @@ def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilo
 
 
 def _back(layer: nn.Module, slopes: Tensor, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes by a layer's output `[N, 10, …]` -> by its input, and what the constant `[N, 10]` gains."""
+    """Slopes by a layer's output `[N, classes, …]` -> by its input, and what the constant gains."""
     match layer:
         case nn.Flatten():
             return slopes.unflatten(2, centre.shape[1:]), torch.zeros(())
@@ -139,14 +145,17 @@ def _back(layer: nn.Module, slopes: Tensor, centre: Tensor, radius: Tensor) -> t
             (back,) = transposed(flat)
             return back.unflatten(0, slopes.shape[:2]), (slopes.sum((3, 4)) * _bias(layer)).sum(2)
         case nn.ReLU():
-            low, high = (centre - radius)[:, None], (centre + radius)[:, None]
+            low, high = (each[:, None] for each in _ends(centre, radius))
             crossing = (low < 0) & (high > 0)
             above = torch.where(crossing, high / (high - low).clamp(min=1e-30), (low >= 0).to(low))
             below = torch.where(crossing, (high > -low).to(low), above)
             raised = torch.where(crossing, -low * above, 0)
             positive, negative = slopes.clamp(min=0), slopes.clamp(max=0)
             return positive * above + negative * below, (positive * raised).flatten(2).sum(2)
-    raise TypeError(f"CROWN knows no lines around {type(layer).__name__}")
+        case _:  # ELU, max pooling: between two constants
+            low, high = (each[:, None] for each in _ends(*box_through(layer, centre, radius)))
+            constant = (slopes.clamp(min=0) * high + slopes.clamp(max=0) * low).flatten(2).sum(2)
+            return slopes.new_zeros(*slopes.shape[:2], *centre.shape[1:]), constant
 
 
 @torch.no_grad()
@@ -185,14 +194,14 @@ def verified(
 def verified_shares(
     network: nn.Sequential, images: Tensor, labels: Tensor, epsilons: Sequence[float]
 ) -> list[float]:
-    """The share of images that interval bounds prove safe at each epsilon, from small ones to large.
+    """The share of images that bounds prove safe at each epsilon, from small ones to large.
 
-    A larger box has larger bounds: what is not proved at one epsilon is not tried at the next.
+    In a larger ball there is more to prove: what is not proved at one epsilon is not tried at the next.
     """
     shares, left = [], torch.arange(len(images))
     for epsilon in epsilons:
         if len(left):
-            left = left[verified(network, images[left], labels[left], epsilon, crown=False)]
+            left = left[verified(network, images[left], labels[left], epsilon)]
         shares.append(len(left) / len(images))
     return shares
 

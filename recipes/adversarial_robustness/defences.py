@@ -162,3 +162,5 @@ def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
     weight = max(1e-3, 1 - (step + 1) / (step + 100))
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(now, weight)
+    for old, now in zip(average.buffers(), network.buffers(), strict=True):  # statistics of batch norm
+        old.copy_(now)

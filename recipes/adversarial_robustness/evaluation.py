@@ -34,6 +34,8 @@ class Measured:
     """By norm, `[N, C, H, W]` float32: that adversarial."""
     by: dict[Norm, list[str]]
     """By norm: which attack found it, for each image."""
+    taken_for: dict[Norm, np.ndarray] = field(default_factory=dict)
+    """By norm, `[N]` int64: the class that the network sees in it."""
     medians: dict[str, float] = field(default_factory=dict)
     """By attack: the median distance by itself, in the attack's own norm."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -77,6 +79,9 @@ def measure(
         alone = _take(measured, attack, images, found, adversarial(network, images, labels, found))
         measured.medians[attack.name] = float(np.median(alone))
         measured.seconds[attack.name] = watch.cpu
+    with torch.no_grad():
+        for norm, found in measured.nearest.items():
+            measured.taken_for[norm] = network(torch.from_numpy(found)).argmax(1).numpy()
     return measured
 
 

@@ -191,9 +191,10 @@ def evaluated_as_the_article_does(config: Config) -> Stale:
         by_network.append(
             {
                 "no attack": accuracy(network, images),
-                "FGSM against the undefended network": accuracy(network, old),
+                "FGSM on the undefended network": accuracy(network, old),
+                "  the same, clipped to [0, 1]": accuracy(network, old.clamp(0, 1)),
                 "FGSM as the article calls it": accuracy(network, printed),
-                "the same, cut to [0, 1]": accuracy(network, printed.clamp(0, 1)),
+                "  the same, clipped": accuracy(network, printed.clamp(0, 1)),
                 "FGSM on logits and true labels": accuracy(network, single),
                 "PGD, 40 steps": accuracy(network, many),
             }
@@ -213,13 +214,13 @@ def defended(name: str, config: Config) -> Defence:
     generator = torch.Generator().manual_seed(config.seed)
     epsilons = tuple(sorted({*EPSILONS, config.epsilon}))
     curve = evaluation.robust_accuracies(network, x, y, epsilons, generator=generator)
-    boxes = bounds.verified_shares(network, images, labels, epsilons)
-    crown = name == "certified"  # in the others boxes and lines grow too large at once
+    shares = bounds.verified_shares(network, x, y, epsilons)
+    crown = shares[epsilons.index(config.epsilon)] > 0  # it takes long, and else nothing comes of it
     safe = bounds.verified(network, images, labels, config.epsilon, crown=crown)
 
     def claim(target: nn.Module, seen: Tensor, truth: Tensor) -> Tensor:
-        if name == "stale":  # as its article measures
-            return attacks.fgsm(target, seen, truth, config.epsilon)
+        if name == "stale":  # what its article says 98 % of: made as for its training, and not clipped
+            return attacks.fgsm(surrogate, seen, truth, config.epsilon, clip=False)
         return search.fixed_pgd(config.epsilon, steps=100, restarts=2)(target, seen, truth, generator)
 
     checks = checklist.run(network, x, y, claim, surrogate, epsilon=config.epsilon, seed=config.seed)
@@ -243,12 +244,11 @@ def defended(name: str, config: Config) -> Defence:
         epsilons=epsilons,
         attacked=tuple(curve),
         attacked_images=len(x),
-        verified=tuple(boxes),
-        verified_images=len(images),
+        verified=tuple(shares),
         proved=float(safe.float().mean()),
         pgd=by_pgd,
         auto_attack=by_auto_attack,
-        auto_attack_images=tried,
+        images_under={"PGD-40": len(x), "PGD-100 x 10": len(images), "AutoAttack": tried},
         found=of_pgd[0] + of_auto_attack[0],
         found_after_rounding=of_pgd[1] + of_auto_attack[1],
         checks=tuple(checks),

@@ -51,7 +51,7 @@ def _table(result: Result) -> list[str]:
     lines = [
         "median distance / accuracy at L2 1.5, Linf 0.3, L0 12; "
         f"{result.images} images, least over all attacks",
-        "(clean: of all test images; of the other two networks, without --strong, of those attacked)",
+        "(clean: of all test images; without --strong, of those attacked for all but the CNN)",
         f"{'':20} {'clean':>7} {'L2':>13} {'Linf':>13} {'L0':>13}",
     ]
     for name, row in result.details.table.items():
@@ -73,12 +73,18 @@ def _stale(stale: Stale) -> list[str]:
 
 
 def _defences(result: Result) -> list[str]:
-    lines = []
+    from recipes.adversarial_robustness.evaluation import interval
+
+    (epsilon,) = {defence.epsilon for defence in result.details.defences.values()}
+    lines = [f"in Linf {epsilon:g}; clean and proved: of all test images; 95 % intervals"]
     for name, defence in result.details.defences.items():
-        accuracy = ", ".join(f"{attack} {value:.2%}" for attack, value in result.accuracy_at[name].items())
-        lines.append(f"{_NAMES[name]}: clean {defence.clean:.2%}; {accuracy}; proved {defence.proved:.2%}")
+        lines.append(f"{_NAMES[name]}: clean {defence.clean:.2%}, proved {defence.proved:.2%}")
+        for attack, value in result.accuracy_at[name].items():
+            images = defence.images_under[attack]
+            low, high = interval(round(value * images), images)
+            lines.append(f"  {attack}: {value:.1%} of {images:,} images left ({low:.1%} to {high:.1%})")
         failed = [check for check in defence.checks if not check.passed]
-        lines += [f"  flag: not so that {check.name} ({check.measured})" for check in failed]
+        lines += [f"  FLAG  {check.name}: {check.measured}" for check in failed]
         if not failed:
             lines.append(f"  passes all {len(defence.checks)} checks of its evaluation")
         if defence.found:
@@ -104,7 +110,7 @@ def plot(result: Result) -> Figure:
         )
         if wanted
     ]
-    heights = [{draw_walk: 2.4, draw_table: 5.5, draw_stale: 3, draw_curves: 5}[draw] for draw, _ in parts]
+    heights = [{draw_walk: 2.4, draw_table: 6.3, draw_stale: 3.6, draw_curves: 5}[draw] for draw, _ in parts]
     figure = Figure(figsize=(10, sum(heights)), layout="constrained")
     panels = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for (draw, _), panel in zip(parts, panels, strict=True):
@@ -129,79 +135,73 @@ def draw_walk(figure: Any, details: Details, most: int = 8) -> None:
 
 
 def draw_table(figure: Any, details: Details, digits: int = 8) -> None:
-    """The nearest adversarials in L2, network by network, and what was added."""
+    """The images, network by network their nearest adversarials in L2, and what was added."""
     rows = list(details.table.items())
     digits = min(digits, *(len(row.images) for _, row in rows))
-    axes = figure.subplots(2 * len(rows), digits, squeeze=False)
+    axes = figure.subplots(1 + 2 * len(rows), digits, squeeze=False)
+    for place in range(digits):
+        axes[0][place].imshow(rows[0][1].images[place, 0], cmap="gray", vmin=0, vmax=1)
+    axes[0][0].set_ylabel("original", fontsize=8)
     for number, (name, row) in enumerate(rows):
         pictures = row.nearest["l2"][:digits, 0]
         added = pictures - row.images[:digits, 0]
         for place in range(digits):
             distance = row.distance["l2"][place]
-            upper, lower = axes[2 * number][place], axes[2 * number + 1][place]
+            upper, lower = axes[2 * number + 1][place], axes[2 * number + 2][place]
             upper.imshow(pictures[place], cmap="gray", vmin=0, vmax=1)
             lower.imshow(added[place], cmap="RdBu", vmin=-1, vmax=1)
-            upper.set_title(f"{distance:.2f}" if np.isfinite(distance) else "none found", fontsize=9)
-        axes[2 * number][0].set_ylabel(f"{_NAMES.get(name, name)}\nadversarial", fontsize=8)
-        axes[2 * number + 1][0].set_ylabel("added", fontsize=8)
+            answer = f"{row.taken_for['l2'][place]} ({distance:.2f})"
+            upper.set_title(answer if np.isfinite(distance) else "none found", fontsize=9)
+        axes[2 * number + 1][0].set_ylabel(f"{_NAMES.get(name, name)}\nadversarial", fontsize=8)
+        axes[2 * number + 2][0].set_ylabel("added", fontsize=8)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
-    figure.suptitle("The nearest adversarials found, and their L2 distance")
+    figure.suptitle("The nearest adversarials found: what each is taken for (and its L2 distance)")
 
 
 def draw_stale(figure: Any, details: Details) -> None:
     """Before and after the article's defence, by ever better attacks."""
     axes, stale = figure.subplots(), details.stale
     places = np.arange(len(stale.before))
-    axes.barh(places - 0.2, list(stale.before.values()), 0.4, label="undefended", color="tab:grey")
-    axes.barh(places + 0.2, list(stale.after.values()), 0.4, label="“defended”", color="tab:orange")
+    for shift, shares, label, colour in (
+        (-0.2, stale.before, "undefended", "tab:grey"),
+        (0.2, stale.after, "“defended”", "tab:orange"),
+    ):
+        bars = axes.barh(places + shift, list(shares.values()), 0.4, label=label, color=colour)
+        axes.bar_label(bars, [f"{share:.1%}" for share in shares.values()], padding=2, fontsize=8)
     axes.set_yticks(places, list(stale.before))
     axes.invert_yaxis()
-    axes.set(xlabel="accuracy", xlim=(0, 1), title="A defence that only looks like one")
+    axes.set(xlabel="accuracy", xlim=(0, 1.1), title="A defence that only looks like one")
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_curves(figure: Any, details: Details) -> None:
-    """Robust accuracy against epsilon: at most the solid line, at least the dashed one."""
-    axes = figure.subplots()
+    """Robust accuracy against epsilon: at most the solid line, at least the dashed one; whole and from
+    near."""
+    whole, near = figure.subplots(1, 2)
     for number, (name, defence) in enumerate(details.defences.items()):
-        colour = f"C{number}"
-        _curve(
-            axes,
-            defence.epsilons,
-            defence.attacked,
-            defence.attacked_images,
-            colour,
-            "-",
-            f"{_NAMES[name]}: attacked",
-        )
-        if max(defence.verified[1:]) > 0:
-            _curve(
-                axes,
-                defence.epsilons,
-                defence.verified,
-                defence.verified_images,
-                colour,
-                "--",
-                f"{_NAMES[name]}: proved",
-            )
-            axes.fill_between(defence.epsilons, defence.verified, defence.attacked, color=colour, alpha=0.06)
-        for value, marker, label in (
-            (defence.auto_attack, "v", "AutoAttack"),
-            (defence.pgd, "x", "PGD-100 x 10"),
-        ):
-            if value is not None:
-                axes.plot(defence.epsilon, value, marker, color=colour, label=label if not number else None)
-    axes.set(
-        xlabel="epsilon, Linf",
-        ylabel="robust accuracy",
-        ylim=(0, 1),
-        xlim=(0, EPSILONS[-1]),
-        title="Between what attacks reach and what is proved (bands: 95 %, Clopper–Pearson)",
-    )
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
-    axes.spines[["top", "right"]].set_visible(False)
+        colour, images = f"C{number}", defence.attacked_images
+        for axes in (whole, near):
+            _curve(axes, defence.epsilons, defence.attacked, images, colour, "-", _NAMES[name])
+            if max(defence.verified[1:]) > 0:
+                _curve(axes, defence.epsilons, defence.verified, images, colour, "--", None)
+            for value, marker in ((defence.auto_attack, "v"), (defence.pgd, "x")):
+                if value is not None:
+                    axes.plot(defence.epsilon, value, marker, color=colour)
+    for axes in (whole, near):
+        axes.axvline(defence.epsilon, color="0.8", linewidth=1, zorder=0)
+        axes.set(xlabel="epsilon, Linf", xlim=(0, EPSILONS[-1]))
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set(ylabel="robust accuracy", ylim=(0, 1), title="whole")
+    near.set(ylim=(0.75, 1), title="its upper quarter")
+    for style, label in (("-", "left by PGD-40: at most"), ("--", "proved: at least")):
+        whole.plot([], [], style, color="0.3", label=label)
+    for marker, label in (("v", "AutoAttack"), ("x", "PGD-100 x 10")):
+        if defence.auto_attack is not None:
+            whole.plot([], [], marker, color="0.3", label=label)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    figure.suptitle("Between what attacks reach and what is proved (bands: 95 %, Clopper–Pearson)")
 
 
 def _curve(
@@ -211,7 +211,7 @@ def _curve(
     images: int,
     colour: str,
     style: str,
-    label: str,
+    label: str | None,
 ) -> None:
     from recipes.adversarial_robustness.evaluation import interval
 

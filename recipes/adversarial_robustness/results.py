@@ -35,19 +35,21 @@ class Defence:
     epsilons: tuple[float, ...]
     """Of the curves: EPSILONS and the config's."""
     attacked: tuple[float, ...]
-    """Accuracy at each epsilon under PGD: the robust accuracy is at most this, on these images."""
+    """Accuracy at each epsilon under PGD-40: the robust accuracy is at most this, on these images."""
     attacked_images: int
+    """How many, from the first."""
     verified: tuple[float, ...]
-    """Share of all test images that are proved safe at each by interval bounds: at least this is robust."""
-    verified_images: int
+    """Share of the same images that bounds prove safe at each: the robust accuracy is at least this."""
     proved: float
-    """The same at the config's epsilon, by interval bounds and CROWN."""
+    """Share of all test images proved safe at the config's epsilon (by CROWN, too, if it or interval bounds
+    prove anything of the attacked ones)."""
     pgd: float | None
     """Accuracy on all test images under PGD-100 with 10 restarts; those that are proved safe are not
     tried."""
     auto_attack: float | None
     """Accuracy on the first AUTOATTACKED test images."""
-    auto_attack_images: int
+    images_under: dict[str, int]
+    """By attack: on how many test images, from the first, its accuracy is."""
     found: int
     """Adversarials that AutoAttack or PGD-100 gave."""
     found_after_rounding: int
@@ -104,22 +106,27 @@ class Result:
     scratch_l2: float | None
     """The mean length of these perturbations."""
     cnn_l2: float | None
-    """Medians of the chapter's CNN."""
+    """Medians of the chapter's CNN, by norm."""
     cnn_linf: float | None
     cnn_l0: float | None
     abs_accuracy: float | None
+    """Clean, as in `clean_accuracy`."""
     abs_l2: float | None
+    """Its median."""
     abs_over_cnn: float | None
     """The ratio of the L2 medians."""
     stale_claimed: float | None
     """Accuracy on adversarials made as those of its training: against the undefended network."""
     stale_fgsm: float | None
+    """The same, but against itself, and clipped to [0, 1]."""
     stale_pgd: float | None
+    """Under PGD with 40 steps."""
     fgsm_robust: float | None
-    """Under the strongest attack that was run: AutoAttack, or PGD."""
+    """The least under AutoAttack, PGD-100 and PGD-40, of those that were run."""
     pgd_robust: float | None
     certified_robust: float | None
     certified_verified: float | None
+    """As in `verified_accuracy`."""
     details: Details
 
 
@@ -168,8 +175,8 @@ def collect(
         abs_accuracy=table["abs"][1] if "abs" in table else None,
         abs_l2=abs_.get("l2"),
         abs_over_cnn=abs_["l2"] / cnn["l2"] if abs_.get("l2") and cnn.get("l2") else None,
-        stale_claimed=after.get("FGSM against the undefended network"),
-        stale_fgsm=after.get("the same, cut to [0, 1]"),
+        stale_claimed=after.get("FGSM on the undefended network"),
+        stale_fgsm=after.get("  the same, clipped"),
         stale_pgd=after.get("PGD, 40 steps"),
         fgsm_robust=robust.get("fgsm"),
         pgd_robust=robust.get("pgd"),
