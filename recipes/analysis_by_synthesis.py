@@ -7,7 +7,8 @@ by gradient descent; the class with the least energy wins:
     E_y(x) = min over z of |x − G_y(z)|² + |z|² / 2        logit_y(x) = −E_y(x)
 
 At the best z the energy's derivative with respect to z is 0, so that of E_y with respect to x is just
-2 (x − G_y(z)): an exact gradient that comes with the forward pass, and `forward` gives it to whoever attacks.
+2 (x − G_y(z)). It comes with the forward pass, is as exact as the search is, and `forward` gives it to
+whoever attacks.
 
 Who sees what: nothing is hidden; the attacker knows the network and follows this gradient.
 Paper:  Schott, Rauber, Bethge and Brendel, "Towards the first adversarially robust neural network model on

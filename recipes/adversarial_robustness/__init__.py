@@ -7,9 +7,9 @@ that is too weak.
 
 Who sees what: the attacker sees the network, its weights and the true label, and may change each pixel by at
         most epsilon (Linf), all pixels together by a length (L2), or a number of pixels at will (L0). The
-        boundary, Square and estimated-gradient attacks see answers only. A distance or accuracy under
-        attack is an upper bound of robustness: a better attack may find more. What is proved holds against
-        every attack, within Linf epsilon, for the network in exact arithmetic.
+        boundary attack sees labels only; Square and estimated gradients see logits. A distance or accuracy
+        under attack is an upper bound of robustness: a better attack may find more. What is proved holds
+        against every attack, within Linf epsilon, for the network in exact arithmetic.
 Paper:  Goodfellow et al., 2015, arXiv:1412.6572; Madry et al., 2018, arXiv:1706.06083; Schott et al., 2019,
         arXiv:1805.09190 (ABS); Wong et al., 2020, arXiv:2001.03994; Croce and Hein, 2020, arXiv:2003.01690
         (AutoAttack); Gowal et al., 2018, arXiv:1810.12715, and Zhang et al., 2018, arXiv:1811.00866 (bounds);
@@ -20,7 +20,7 @@ Source: "Reinventing adversarial machine learning: adversarial ML from scratch",
         Huawei Cloud community (CleverHans), whose defence is step three.
 Status: reference.
 Expect: on real MNIST, seed 0: 100 of 100 digits walk to the class chosen for them, by L2 1.43 on average. The
-        third article's defence is right for 98.3 % of the images made as those that it was trained on, 38 %
+        Huawei article's defence is right for 98.3 % of the images made as those that it was trained on, 38 %
         under FGSM, 0.05 % under PGD with 40 steps (all test images). PGD-7 training: 99.3 % clean, 93 % under
         AutoAttack (100 images). Interval training: 97.6 % clean, 91.8 % proved safe in Linf 0.3, of all
         10,000.

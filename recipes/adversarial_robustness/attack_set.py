@@ -13,8 +13,13 @@ from recipes.analysis_by_synthesis import AnalysisBySynthesis
 
 
 def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
-    """The attacks for a network: all for any; towards prototypes where there are some; tracked ones for
-    ABS."""
+    """The attacks for a network, `[N, 1, 28, 28]` images in [0, 1] -> logits.
+
+    On any: FGM and FGSM, DeepFool (L2, Linf), PGD (Linf), and two that change few pixels; `strong` adds PGD
+    and Carlini–Wagner (L2), boundary and estimated gradients, and longer searches. Networks that show what
+    a class looks like to them (`prototypes`) are attacked towards it, too. ABS is attacked along what its
+    classes draw, in all three norms; `strong` adds DeepFool and PGD, by the gradient at the best latents.
+    """
     if isinstance(network, AnalysisBySynthesis):
         return _on_abs(strong)
     chosen = [

@@ -82,10 +82,14 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float, *, 
     Args:
         images: `[N, C, H, W]` float32 in [0, 1].
         labels: `[N]` int64, the classes to move away from.
-        clip: cut to [0, 1]; without, pixels leave the range that images have.
+        epsilon: of the pixels' range from 0 to 1.
+        clip: to [0, 1]; without, pixels leave the range that images have.
 
     Returns:
         Images of the same shape.
+
+    Raises:
+        ValueError: see `check`.
     """
     check(network, images, labels, epsilon)
     with frozen(network):
@@ -112,15 +116,18 @@ def pgd(
     Args:
         images: `[N, C, H, W]` float32 in [0, 1].
         labels: `[N]` int64.
-        epsilon: radius of the ball, or one for each image, `[N]`.
+        epsilon: radius of the ball, or one for each image, `[N]`; pixels are from 0 to 1.
         norm: `linf` or `l2`.
-        step_size: likewise; 2.5 · epsilon / steps if None.
+        step_size: one, or one for each image, `[N]`; 2.5 · epsilon / steps if None.
         restarts: how often to begin anew with the images that are still classified rightly.
         random_start: begin somewhere in the ball, drawn from `generator`; else at the image.
         stop_early: leave an image alone once it is misclassified, which finds the same images in less time.
 
     Returns:
         For each image an adversarial one, or the last that was tried.
+
+    Raises:
+        ValueError: see `check`; or the norm, steps or restarts are none.
     """
     check(network, images, labels, epsilon)
     if norm == "l0" or steps < 1 or restarts < 1:
@@ -215,6 +222,9 @@ def deepfool(
 
     Returns:
         Images of the same shape, inside [0, 1], misclassified where that was reached in so many steps.
+
+    Raises:
+        ValueError: see `check`; or the norm is L0.
     """
     check(network, images, labels)
     if norm == "l0":

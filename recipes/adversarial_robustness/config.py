@@ -21,13 +21,14 @@ class Config:
     """The attack from scratch; the table of ABS, CNN and nearest neighbour; the defence that only looks like
     one; those that hold, with their bounds; or all four."""
     images: int = 200
-    """Test images attacked, from the first; what is proved, and what takes one pass, is of all."""
+    """Test images attacked for the table, from the first."""
     attacked: int = 200
-    """Test images on which PGD attacks the defences, at every epsilon of the curves."""
+    """Test images of the defences' curves, from the first; clean and proved accuracy is of all."""
     strong: bool = False
-    """The whole attack set (Carlini and Wagner, boundary, estimated gradients, longer searches), AutoAttack
-    on the defences' first 1,000 images, and PGD-100 with 10 restarts on all images that are not proved
-    safe."""
+    """In the table, the whole attack set: on the CNN also Carlini and Wagner, boundary and estimated
+    gradients, on ABS also DeepFool and PGD, and longer searches; clean accuracies of all test images. The
+    stale defence on all test images. The others under AutoAttack on the first 1,000, and under PGD-100 with
+    10 restarts on all that are not proved safe."""
     epsilon: float = 0.3
     """Linf radius of the defences' claims, in pixels from 0 to 1."""
     train: Literal["", "all", "scratch", "cnn", "abs", "undefended", "stale", "fgsm", "pgd", "certified"] = ""

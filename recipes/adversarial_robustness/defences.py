@@ -46,6 +46,17 @@ def adversarial_training(
     (Wong et al. call it catastrophic overfitting). So with one step PGD attacks some training images after
     every epoch, and the best epoch is kept.
 
+    Args:
+        network: images -> logits, whose weights are trained in place.
+        images: `[N, C, H, W]` float32 in [0, 1].
+        labels: `[N]` int64.
+        epsilon: Linf radius of the ball.
+        steps: of the attack; each is `step_size`, in a ball of `epsilon` (smaller in smaller ones).
+        rises_until: the share of the training after which the learning rate is whole.
+        falls_from: the share after which it falls.
+        ball_grows_until: the share over which the ball grows to `epsilon`; 0: it is whole at once.
+        seed: of order and starts.
+
     Returns:
         The running average of the weights (it is more robust than the last ones), in evaluation mode.
     """
@@ -96,13 +107,18 @@ def interval_training(
     """Train on the worst logits that interval bounds allow, in a ball that grows to `epsilon`.
 
     Args:
-        network: as `bounds.margins` takes it.
+        network: as `bounds.margins` takes it; trained in place.
+        images: `[N, C, H, W]` float32 in [0, 1].
+        labels: `[N]` int64.
         epsilon: larger than that of the test, as bounds of larger balls need smaller weights.
         warmup: the share of the training over which the ball grows.
         anew: draw the weights anew, such that boxes neither grow nor vanish on the way; else train on.
 
     Returns:
         The network, in evaluation mode.
+
+    Raises:
+        TypeError: no bound is known for one of its layers.
     """
     if anew:
         _draw_weights(network, seed)

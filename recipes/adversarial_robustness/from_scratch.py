@@ -1,4 +1,4 @@
-"""The first article's attack: walk an image up the gradient of another class until the network believes it.
+"""The attack from scratch: walk an image up the gradient of another class until the network believes it.
 
 Source: "Reinventing adversarial machine learning: adversarial ML from scratch", Towards Data Science; a Keras
 network of one convolution, max pooling and one dense layer, without an activation, 10,210 parameters.

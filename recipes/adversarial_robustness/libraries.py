@@ -80,8 +80,8 @@ def _foolbox(
 
 
 def auto_attack(epsilon: float) -> Search:
-    """AutoAttack by torchattacks: two kinds of PGD with steps of their own, FAB and Square, Linf
-    `epsilon`."""
+    """AutoAttack as torchattacks has it, Linf `epsilon`: APGD on the cross-entropy, then targeted APGD,
+    targeted FAB and Square on what is left."""
 
     def search(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         import torchattacks
@@ -98,7 +98,7 @@ def auto_attack(epsilon: float) -> Search:
 
 
 def square(epsilon: float, queries: int = 1000) -> Search:
-    """The Square attack by torchattacks: random squares, kept if they help; answers alone."""
+    """The Square attack by torchattacks: random squares, kept if they help; it sees logits, no gradient."""
 
     def search(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         import torchattacks

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def linear() -> nn.Sequential:
-    """The first article's network: linear but for its max pooling, 10,210 parameters."""
+    """The network of the attack from scratch: linear but for its max pooling, 10,210 parameters."""
     return nn.Sequential(nn.Conv2d(1, 6, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1014, 10))
 
 
@@ -21,7 +21,7 @@ def chapter() -> nn.Sequential:
 
 
 def article() -> nn.Sequential:
-    """The third article's CNN, Keras' channels last made PyTorch's: 121,930 parameters."""
+    """The Huawei article's CNN, Keras' channels last made PyTorch's: 121,930 parameters."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),

@@ -89,7 +89,7 @@ def _defences(result: Result) -> list[str]:
             lines.append(f"  passes all {len(defence.checks)} checks of its evaluation")
         if defence.found:
             lines.append(
-                f"  {defence.found:,} adversarials tried anew: in the ball, misclassified; "
+                f"  {defence.found:,} adversarials checked again: in the ball, misclassified; "
                 f"as 8-bit pictures {defence.found_after_rounding:,}"
             )
     return lines

@@ -59,7 +59,7 @@ class Defence:
 
 @dataclass(frozen=True)
 class Stale:
-    """The third article's evaluation, and then a better one."""
+    """The Huawei article's evaluation, and then a better one."""
 
     images: int
     """Test images that were attacked, from the first."""

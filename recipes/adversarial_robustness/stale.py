@@ -1,4 +1,4 @@
-"""The third article's defence: adversarial training on examples that were made once, before it began.
+"""The Huawei article's defence: adversarial training on examples that were made once, before it began.
 
 Source: "Deep learning models in Python: model security and defence", Huawei Cloud community; a Keras CNN,
 CleverHans' FGSM at epsilon 0.3, unclipped, and five more epochs on images and adversarial images.

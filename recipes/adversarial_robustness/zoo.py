@@ -103,7 +103,7 @@ def _abs(split: data.Split, seed: int) -> nn.Module:
 _robust = functools.partial(networks.small, 32, 256)
 
 ENTRIES = {
-    "scratch": Entry(networks.linear, _scratch, "the first article's network"),
+    "scratch": Entry(networks.linear, _scratch, "the network of the attack from scratch"),
     "cnn": Entry(networks.chapter, _plain, "the chapter's CNN"),
     "abs": Entry(AnalysisBySynthesis, _abs, "analysis by synthesis"),
     "undefended": Entry(networks.article, _article(defend=False), "the article's CNN"),
