@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from recipes import cards, data
 from recipes.adversarial_robustness import attacks, zoo
 
-IMAGES, REPETITIONS = 200, 3
+IMAGES, REPETITIONS = {"PGD-40": 200, "DeepFool": 50}, 3
 EPSILON, STEP, STEPS = 0.1, 0.01, 40
 
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +42,12 @@ def pgd(network: nn.Module) -> dict[str, Attack]:
     model = foolbox.PyTorchModel(network, (0, 1), device="cpu")
     theirs = foolbox.attacks.LinfPGD(rel_stepsize=STEP / EPSILON, steps=STEPS, random_start=False)
     art = ProjectedGradientDescent(
-        _for_art(network), eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=IMAGES, verbose=False
+        _for_art(network),
+        eps=EPSILON,
+        eps_step=STEP,
+        max_iter=STEPS,
+        batch_size=IMAGES["PGD-40"],
+        verbose=False,
     )
     torchattack = torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=STEPS, random_start=False)
     common = {"steps": STEPS, "step_size": STEP, "random_start": False}
@@ -67,7 +72,12 @@ def deepfool(network: nn.Module) -> dict[str, Attack]:
     model = foolbox.PyTorchModel(network, (0, 1), device="cpu")
     theirs = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)
     art = DeepFool(
-        _for_art(network), max_iter=50, epsilon=0.02, nb_grads=10, batch_size=IMAGES, verbose=False
+        _for_art(network),
+        max_iter=50,
+        epsilon=0.02,
+        nb_grads=10,
+        batch_size=IMAGES["DeepFool"],
+        verbose=False,
     )
     torchattack = torchattacks.DeepFool(network, steps=50, overshoot=0.02)
     return {
@@ -116,11 +126,12 @@ def main() -> None:
     target = parser.parse_args().json
     torch.set_num_threads(1)
     network = zoo.load("cnn")
-    images, labels = zoo.tensors(data.load("mnist", "auto").test, IMAGES)
+    images, labels = zoo.tensors(data.load("mnist", "auto").test, max(IMAGES.values()))
     ratios: dict[str, dict[str, float]] = {}
     for title, peers in (("PGD-40", pgd(network)), ("DeepFool", deepfool(network))):
         print(title)
-        medians = measure(peers, network, images, labels)
+        few = slice(IMAGES[title])
+        medians = measure(peers, network, images[few], labels[few])
         for name, median in medians.items():
             if not name.startswith("here"):
                 ratios.setdefault(name, {})[title] = round(median / medians["here"], 3)
