@@ -13,7 +13,8 @@ whoever attacks.
 Who sees what: nothing is hidden; the attacker knows the network and follows this gradient.
 Paper:  Schott, Rauber, Bethge and Brendel, "Towards the first adversarially robust neural network model on
         MNIST", 2019, arXiv:1805.09190; Kingma and Welling, "Auto-encoding variational Bayes", 2014.
-Status: simplified (no scale for each class is learned; one energy weight for all).
+Status: simplified (no scale for each class is learned; 2,000 samples and 25 steps where the paper takes 8,000
+        and 50, and steps for the five likeliest classes only).
 """
 
 from __future__ import annotations
@@ -50,7 +51,13 @@ def decoder() -> nn.Sequential:
 
 
 def train_decoder(
-    images: Tensor, *, epochs: int = 30, batch: int = 32, learning_rate: float = 3e-3, seed: int = 0
+    images: Tensor,
+    *,
+    epochs: int = 32,
+    batch: int = 32,
+    learning_rate: float = 3e-3,
+    precision: float = 2.0,
+    seed: int = 0,
 ) -> nn.Sequential:
     """Train the autoencoder of one class, and give its decoder.
 
@@ -58,6 +65,7 @@ def train_decoder(
 
     Args:
         images: `[N, 1, 28, 28]` float32 in [0, 1], of one class.
+        precision: how much the squared error weighs beside the divergence; more draws sharper.
         seed: of weights, order and noise.
     """
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +82,7 @@ def train_decoder(
                 error = (batch_images - decode(latent)).square().sum()
                 divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
                 optimiser.zero_grad()
-                ((error + divergence) / len(places)).backward()
+                ((precision * error + divergence) / len(places)).backward()
                 optimiser.step()
                 schedule.step()
     return decode.eval()
@@ -176,7 +184,7 @@ class AnalysisBySynthesis(nn.Module):
         return torch.stack(best, 1)
 
 
-def train(images: Tensor, labels: Tensor, *, epochs: int = 30, seed: int = 0) -> AnalysisBySynthesis:
+def train(images: Tensor, labels: Tensor, *, epochs: int = 32, seed: int = 0) -> AnalysisBySynthesis:
     """Train the ten autoencoders, about a quarter of an hour of one core on MNIST.
 
     Args:
