@@ -330,17 +330,17 @@ def test_the_least_over_all_attacks_is_reported_and_each_is_tried_anew():
 def test_what_rounding_would_undo_is_moved_on():
     class Fine(nn.Module):
         def forward(self, images):
-            score = images.flatten(1).amax(1) - 0.5001
+            score = images.flatten(1).amax(1) - 0.4985
             return torch.stack([-score, score], 1)
 
     network, images = Fine().eval(), torch.zeros(1, 1, 2, 2)
-    labels, found = torch.zeros(1, dtype=torch.int64), torch.full((1, 1, 2, 2), 0.5002)
-    assert not evaluation.adversarial(
-        network, images, labels, evaluation.eight_bits(found) * 0.99, None
-    ).any()
-    settled = evaluation.settle(network, images, labels, found)
-    assert evaluation.adversarial(network, images, labels, settled).all()
-    assert 0.5002 <= settled.max() <= 0.5002 * 1.1
+    labels, found = torch.zeros(1, dtype=torch.int64), torch.full((1, 1, 2, 2), 0.499)
+    assert not attacks.fooled(network, evaluation.eight_bits(found), labels).any()
+    settled, taken_for = evaluation.settle(network, images, labels, found)
+    assert attacks.fooled(network, settled, labels).all()
+    assert attacks.fooled(network, evaluation.eight_bits(settled), labels).all()
+    assert taken_for.tolist() == [1]
+    assert 0.499 < settled.max() <= 0.499 * 1.1
 
 
 def test_adversarials_outside_the_ball_do_not_count():

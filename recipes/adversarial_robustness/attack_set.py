@@ -32,11 +32,14 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
     if drawing:
         chosen += [Attack(f"prototypes {norm}", norm, towards(norm, 3 if strong else 1)) for norm in NORMS]
     if not strong:
-        chosen += [
+        chosen.append(Attack("sparse", "l0", sparse))
+        if drawing:
+            return chosen
+        return [
+            *chosen,
             Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
-            Attack("sparse", "l0", sparse),
+            Attack("pointwise", "l0", pointwise(1)),
         ]
-        return chosen if drawing else [*chosen, Attack("pointwise", "l0", pointwise(1))]
     steps, rounds = (40, 6) if drawing else (100, 8)
     chosen += [
         Attack("PGD L2", "l2", least_pgd("l2", steps, rounds)),

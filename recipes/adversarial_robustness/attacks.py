@@ -271,6 +271,12 @@ def _to_boundary(logits: Tensor, slopes: Tensor, labels: Tensor, norm: Norm) -> 
 
 
 @torch.no_grad()
-def fooled(network: nn.Module, images: Tensor, labels: Tensor, batch: int = BATCH) -> Tensor:
+def fooled(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Which images `[N]` bool are not classified as their labels say."""
-    return torch.cat([network(x).argmax(1) for x in images.split(batch)]) != labels
+    return answers(network, images) != labels
+
+
+@torch.no_grad()
+def answers(network: nn.Module, images: Tensor) -> Tensor:
+    """The class that the network sees in each image, `[N]` int64."""
+    return torch.cat([network(x).argmax(1) for x in images.split(BATCH)])

@@ -22,7 +22,7 @@ class Config:
     one; those that hold, with their bounds; or all four."""
     images: int = 200
     """Test images attacked for the table, from the first."""
-    attacked: int = 200
+    attacked: int = 100
     """Test images of the defences' curves, from the first; clean and proved accuracy is of all."""
     strong: bool = False
     """In the table, the whole attack set: on the CNN also Carlini and Wagner, boundary and estimated

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recipes import cards
 from recipes.adversarial_robustness import attacks
-from recipes.adversarial_robustness.attacks import NORMS, Norm, fooled
+from recipes.adversarial_robustness.attacks import NORMS, Norm, answers, fooled
 from recipes.adversarial_robustness.search import Attack, distances
 
 
@@ -34,7 +34,7 @@ class Measured:
     """By norm, `[N, C, H, W]` float32: that adversarial."""
     by: dict[Norm, list[str]]
     """By norm: which attack found it, for each image."""
-    taken_for: dict[Norm, np.ndarray] = field(default_factory=dict)
+    taken_for: dict[Norm, np.ndarray]
     """By norm, `[N]` int64: the class that the network sees in it."""
     medians: dict[str, float] = field(default_factory=dict)
     """By attack: the median distance by itself, in the attack's own norm."""
@@ -66,33 +66,42 @@ def measure(
     attacks.check(network, images, labels)
     if not attack_set:
         raise ValueError("give at least one attack")
-    wrong = fooled(network, images, labels).numpy()
+    seen = answers(network, images)
+    wrong = (seen != labels).numpy()
     start = {norm: np.where(wrong, 0.0, np.inf) for norm in NORMS}
     pictures = {norm: images.numpy().copy() for norm in NORMS}
     measured = Measured(
-        images.numpy(), ~wrong, start, pictures, {norm: ["none"] * len(images) for norm in NORMS}
+        images.numpy(),
+        ~wrong,
+        start,
+        pictures,
+        by={norm: ["none"] * len(images) for norm in NORMS},
+        taken_for={norm: seen.numpy().copy() for norm in NORMS},
     )
     for number, attack in enumerate(attack_set):
         generator = torch.Generator().manual_seed(seed * 1000 + number)
         with cards.Stopwatch() as watch:
-            found = settle(network, images, labels, attack.search(network, images, labels, generator))
-        alone = _take(measured, attack, images, found, adversarial(network, images, labels, found))
+            found, taken_for = settle(
+                *(network, images, labels), attack.search(network, images, labels, generator)
+            )
+        alone = _take(measured, attack, found.numpy(), taken_for.numpy(), labels.numpy())
         measured.medians[attack.name] = float(np.median(alone))
         measured.seconds[attack.name] = watch.cpu
-    with torch.no_grad():
-        for norm, found in measured.nearest.items():
-            measured.taken_for[norm] = network(torch.from_numpy(found)).argmax(1).numpy()
     return measured
 
 
-def _take(measured: Measured, attack: Attack, images: Tensor, found: Tensor, valid: Tensor) -> np.ndarray:
+def _take(
+    measured: Measured, attack: Attack, found: np.ndarray, taken_for: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
     """Keep what is nearer than anything before; gives the attack's own distances `[N]`."""
+    images, others = torch.from_numpy(measured.images).double(), torch.from_numpy(found).double()
     for norm in NORMS:
-        distance = distances(images.double(), found.double(), norm).masked_fill(~valid, torch.inf).numpy()
+        distance = np.where(taken_for != labels, distances(images, others, norm).numpy(), np.inf)
         distance = np.where(measured.right, distance, 0.0)
         nearer = distance < measured.distance[norm]
         measured.distance[norm][nearer] = distance[nearer]
-        measured.nearest[norm][nearer] = found.numpy()[nearer]
+        measured.nearest[norm][nearer] = found[nearer]
+        measured.taken_for[norm][nearer] = taken_for[nearer]
         for place in np.flatnonzero(nearer):
             measured.by[norm][place] = attack.name
         if norm == attack.norm:
@@ -100,22 +109,38 @@ def _take(measured: Measured, attack: Attack, images: Tensor, found: Tensor, val
     return alone
 
 
-def settle(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) -> Tensor:
-    """Adversarials that are still so as a picture of 8 bits a pixel, each moved on a little where it is not.
+def settle(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Try what was found anew: is it inside [0, 1], misclassified, and so as a picture of 8 bits, too?
 
     An attack stops just behind the boundary, where rounding to one of 256 greys may lead back. So the way
     from the image is made longer, by up to a tenth, until the rounded picture and the unrounded one are
     both misclassified.
+
+    Returns:
+        What was found, moved on where rounding would undo it, and the class that each is taken for, `[N]`
+        int64; the label where it is not adversarial in this sense.
     """
-    settled, left = found.clone(), torch.nonzero(fooled(network, found, labels))[:, 0]
+    settled, taken_for = found.clone(), labels.clone()
+    left = torch.nonzero(within(found))[:, 0]
     for factor in (1.0, 1.005, 1.01, 1.02, 1.04, 1.07, 1.1):
         if not len(left):
             break
         longer = found[left] if factor == 1 else images[left].lerp(found[left], factor).clamp(0, 1)
-        done = fooled(network, longer, labels[left]) & fooled(network, eight_bits(longer), labels[left])
-        settled[left[done]] = longer[done]
+        seen = answers(network, longer)
+        wrong = seen != labels[left]
+        if factor == 1:  # what was never misclassified is not moved on
+            left, longer, seen, wrong = left[wrong], longer[wrong], seen[wrong], wrong[wrong]
+            if not len(left):
+                break
+        done = wrong & fooled(network, eight_bits(longer), labels[left])
+        settled[left[done]], taken_for[left[done]] = longer[done], seen[done]
         left = left[~done]
-    return settled
+    return settled, taken_for
+
+
+def within(images: Tensor) -> Tensor:
+    """Which images `[N]` bool are inside [0, 1]."""
+    return ((images >= 0) & (images <= 1)).flatten(1).all(1)
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -123,19 +148,11 @@ def eight_bits(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def adversarial(
-    network: nn.Module, images: Tensor, labels: Tensor, found: Tensor, epsilon: float | None = None
-) -> Tensor:
-    """Which of the images found `[N]` bool are what an attack may claim: checked anew, one by one.
-
-    Inside [0, 1]; inside the Linf ball of `epsilon`, if one is given (rounding of float32 aside: 1e-6);
-    misclassified; and without a ball, in which rounding may not be compensated, misclassified also after
-    saving as 8 bits.
-    """
-    inside = (found >= 0).flatten(1).all(1) & (found <= 1).flatten(1).all(1)
-    if epsilon is not None:
-        return inside & (distances(images, found, "linf") <= epsilon + 1e-6) & fooled(network, found, labels)
-    return inside & fooled(network, found, labels) & fooled(network, eight_bits(found), labels)
+def adversarial(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor, epsilon: float) -> Tensor:
+    """Which of the images found `[N]` bool an attack may claim: inside [0, 1] and the Linf ball (rounding of
+    float32 aside: 1e-6), and misclassified."""
+    near = distances(images, found, "linf") <= epsilon + 1e-6
+    return within(found) & near & fooled(network, found, labels)
 
 
 def interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

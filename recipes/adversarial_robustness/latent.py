@@ -93,7 +93,8 @@ def _along(images: Tensor, way: Tensor, norm: Norm) -> Callable[[Tensor, Tensor]
         elif norm == "linf":  # where drawings hardly differ, a sign would be noise
             step = share * (direction / 0.05).clamp(-1, 1)
         else:
-            step = torch.where(ranks[places] < share * images[0].numel(), direction.sign(), 0)
+            drawn_otherwise = direction.abs() > 0.3  # the rest would be noise here, too
+            step = direction.sign() * (drawn_otherwise & (ranks[places] < share * images[0].numel()))
         return (images[places] + step).clamp(0, 1)
 
     return attempt
