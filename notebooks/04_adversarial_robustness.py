@@ -154,7 +154,7 @@ plt.show()
 
 # %% [markdown]
 # Now the table of the ABS paper, on eight images: medians of the nearest adversarials, and the accuracy that
-# is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each are the paper's. The quick set has seven
+# is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each are the paper's. The quick set has six
 # attacks on the CNN and three on ABS, all of which follow its drawings; `--strong` adds Carlini and Wagner,
 # the decision-based boundary attack, finite differences and more.
 

@@ -128,14 +128,21 @@ class AnalysisBySynthesis(nn.Module):
         ]
         return torch.stack(drawn, 1)
 
-    def search(self, images: Tensor, start: Tensor | None = None, steps: int | None = None) -> Tensor:
+    def search(
+        self,
+        images: Tensor,
+        start: Tensor | None = None,
+        steps: int | None = None,
+        candidates: int | None = None,
+    ) -> Tensor:
         """The best latent of each class, `[N, 10, 8]`: of the prior's samples, or `start`, and then
         descent."""
         latents = (self._best_samples(images) if start is None else start).clone()
         steps = self.steps if steps is None else steps
+        candidates = self.candidates if candidates is None else candidates
         if steps:
             with torch.no_grad():
-                likely = self.logits_at(images, latents).topk(self.candidates, 1).indices
+                likely = self.logits_at(images, latents).topk(candidates, 1).indices
             for label in range(CLASSES):
                 rows = (likely == label).any(1)
                 if rows.any():

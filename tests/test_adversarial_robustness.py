@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -511,6 +512,18 @@ def test_what_no_bound_is_known_for_says_so():
 
 
 # --- trainings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0, 0.002, 0.01, 0.1, 0.5])
+def test_sorting_out_in_float32_changes_no_verdict(epsilon):
+    network, images = convolutional(), images_of(0, 8)
+    labels = own_labels(network, images)
+    worst = bounds.margins(copy.deepcopy(network).double(), images.double(), labels, epsilon)
+    expected = worst.scatter(1, labels[:, None], -torch.inf).amax(1) < 0
+    for batch in (1, 8):
+        proved = bounds.verified(network, images, labels, epsilon, crown=False, batch=batch)
+        assert proved.tolist() == expected.tolist()
+    assert expected.all() if epsilon == 0 else epsilon < 0.5 or not expected.any()
 
 
 def bars(count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:

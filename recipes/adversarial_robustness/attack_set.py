@@ -15,31 +15,37 @@ from recipes.analysis_by_synthesis import AnalysisBySynthesis
 def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
     """The attacks for a network, `[N, 1, 28, 28]` images in [0, 1] -> logits.
 
-    On any: FGM and FGSM, DeepFool (L2, Linf), PGD (Linf), and two that change few pixels; `strong` adds PGD
-    and Carlini–Wagner (L2), boundary and estimated gradients, and longer searches. Networks that show what
-    a class looks like to them (`prototypes`) are attacked towards it, too. ABS is attacked along what its
-    classes draw, in all three norms; `strong` adds DeepFool and PGD, by the gradient at the best latents.
+    On any: FGM and FGSM, DeepFool (L2), PGD (Linf), and two that change few pixels; `strong` adds DeepFool
+    (Linf), PGD and Carlini–Wagner (L2), boundary and estimated gradients, and longer searches. Networks that
+    show what a class looks like to them (`prototypes`) are attacked towards it, too. ABS is attacked along
+    what its classes draw, in all three norms; `strong` adds DeepFool and PGD, by the gradient at the best
+    latents.
     """
     if isinstance(network, AnalysisBySynthesis):
         return _on_abs(strong)
+    drawing = hasattr(network, "prototypes")  # whose every answer takes a search
+    if drawing and not strong:
+        return [
+            Attack("DeepFool L2", "l2", deepfool("l2")),
+            Attack("DeepFool Linf", "linf", deepfool("linf")),
+            Attack("prototypes l0", "l0", towards("l0")),
+            Attack("sparse", "l0", sparse),
+        ]
     chosen = [
         Attack("FGM", "l2", one_step("l2")),
         Attack("FGSM", "linf", one_step("linf")),
         Attack("DeepFool L2", "l2", deepfool("l2")),
-        Attack("DeepFool Linf", "linf", deepfool("linf")),
     ]
-    drawing = hasattr(network, "prototypes")  # whose every answer takes a search: fewer steps
-    if drawing:
-        chosen += [Attack(f"prototypes {norm}", norm, towards(norm, 3 if strong else 1)) for norm in NORMS]
     if not strong:
-        chosen.append(Attack("sparse", "l0", sparse))
-        if drawing:
-            return chosen
         return [
             *chosen,
             Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
+            Attack("sparse", "l0", sparse),
             Attack("pointwise", "l0", pointwise(1)),
         ]
+    chosen.append(Attack("DeepFool Linf", "linf", deepfool("linf")))
+    if drawing:
+        chosen += [Attack(f"prototypes {norm}", norm, towards(norm, 3)) for norm in NORMS]
     steps, rounds = (40, 6) if drawing else (100, 8)
     chosen += [
         Attack("PGD L2", "l2", least_pgd("l2", steps, rounds)),
@@ -55,9 +61,11 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
 
 
 def _on_abs(strong: bool) -> list[Attack]:
-    others = 3 if strong else 1
-    chosen = [Attack(f"latent {norm}", norm, tracked(towards(norm, others))) for norm in ("l2", "linf")]
-    chosen.append(Attack("latent l0", "l0", tracked(towards("l0", others), steps=3)))
+    others, candidates = (3, 5) if strong else (1, 3)
+    chosen = [
+        Attack(f"latent {norm}", norm, tracked(towards(norm, others), steps, candidates))
+        for norm, steps in (("l2", 5), ("linf", 5), ("l0", 3))
+    ]
     if strong:
         chosen += [
             Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),

@@ -94,7 +94,7 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
         workers = min(len(jobs), len(os.sched_getaffinity(0)))
         with (
             _main_left_alone(),
-            ProcessPoolExecutor(workers, context, initializer=_die_quietly, max_tasks_per_child=1) as pool,
+            ProcessPoolExecutor(workers, context, initializer=_die_quietly) as pool,
         ):
             futures = [pool.submit(function, *arguments) for function, arguments in jobs]
             try:

@@ -22,10 +22,15 @@ class Tracked(nn.Module):
     """
 
     def __init__(
-        self, network: AnalysisBySynthesis, images: Tensor, steps: int = 5, slack: float = 0.7
+        self,
+        network: AnalysisBySynthesis,
+        images: Tensor,
+        steps: int = 5,
+        candidates: int = 5,
+        slack: float = 0.7,
     ) -> None:
         super().__init__()
-        self.network, self.images, self.steps = network, images, steps
+        self.network, self.images, self.steps, self.candidates = network, images, steps, candidates
         self.latents = network.search(images)
         logits = network.logits_at(images, self.latents)
         self.raised = slack * nn.functional.one_hot(logits.argmax(1), logits.shape[1])
@@ -34,7 +39,7 @@ class Tracked(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         now = images.detach()
         places = self._places(now)
-        latents = self.network.search(now, self.latents[places], self.steps)
+        latents = self.network.search(now, self.latents[places], self.steps, self.candidates)
         self.latents[places] = latents
         return self.network.logits_at(images, latents) + self.raised[places]
 
@@ -46,11 +51,11 @@ class Tracked(nn.Module):
         return torch.cdist(images.flatten(1), self.images.flatten(1)).argmin(1)
 
 
-def tracked(search: Search, steps: int = 5) -> Search:
+def tracked(search: Search, steps: int = 5, candidates: int = 5) -> Search:
     """An attack on ABS that sees the real gradient at the best latents, which it keeps from step to step."""
 
     def on_tracked(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return search(Tracked(network, images, steps), images, labels, generator)
+        return search(Tracked(network, images, steps, candidates), images, labels, generator)
 
     return on_tracked
 
