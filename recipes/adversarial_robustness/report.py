@@ -111,7 +111,7 @@ def plot(result: Result) -> Figure:
         if wanted
     ]
     heights = [{draw_walk: 2.4, draw_table: 6.3, draw_stale: 3.6, draw_curves: 5}[draw] for draw, _ in parts]
-    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     panels = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for (draw, _), panel in zip(parts, panels, strict=True):
         draw(panel, details)
@@ -149,11 +149,11 @@ def draw_table(figure: Any, details: Details, digits: int = 8) -> None:
             distance = row.distance["l2"][place]
             upper, lower = axes[2 * number + 1][place], axes[2 * number + 2][place]
             upper.imshow(pictures[place], cmap="gray", vmin=0, vmax=1)
-            lower.imshow(added[place], cmap="RdBu", vmin=-1, vmax=1)
+            lower.imshow(added[place], cmap="RdBu_r", vmin=-1, vmax=1)
             answer = f"{row.taken_for['l2'][place]} ({distance:.2f})"
             upper.set_title(answer if np.isfinite(distance) else "none found", fontsize=9)
         axes[2 * number + 1][0].set_ylabel(f"{_NAMES.get(name, name)}\nadversarial", fontsize=8)
-        axes[2 * number + 2][0].set_ylabel("added", fontsize=8)
+        axes[2 * number + 2][0].set_ylabel("red: brighter\nblue: darker", fontsize=7)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
     figure.suptitle("The nearest adversarials found: what each is taken for (and its L2 distance)")
@@ -183,7 +183,8 @@ def draw_curves(figure: Any, details: Details) -> None:
     for number, (name, defence) in enumerate(details.defences.items()):
         colour, images = f"C{number}", defence.attacked_images
         for axes in (whole, near):
-            _curve(axes, defence.epsilons, defence.attacked, images, colour, "-", _NAMES[name])
+            label = _NAMES[name] if axes is whole else None
+            _curve(axes, defence.epsilons, defence.attacked, images, colour, "-", label)
             if max(defence.verified[1:]) > 0:
                 _curve(axes, defence.epsilons, defence.verified, images, colour, "--", None)
             for value, marker in ((defence.auto_attack, "v"), (defence.pgd, "x")):
@@ -200,7 +201,7 @@ def draw_curves(figure: Any, details: Details) -> None:
     for marker, label in (("v", "AutoAttack"), ("x", "PGD-100 x 10")):
         if defence.auto_attack is not None:
             whole.plot([], [], marker, color="0.3", label=label)
-    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     figure.suptitle("Between what attacks reach and what is proved (bands: 95 %, Clopper–Pearson)")
 
 
@@ -217,4 +218,4 @@ def _curve(
 
     low, high = zip(*(interval(round(share * images), images) for share in shares), strict=True)
     axes.plot(epsilons, shares, style, color=colour, label=label)
-    axes.fill_between(epsilons, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(epsilons, low, high, color=colour, alpha=0.12, linewidth=0)
