@@ -91,6 +91,7 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
     os.environ.update(threads)  # read when the libraries are imported, in the new processes
     try:
         context = multiprocessing.get_context("spawn")
+        others = set(multiprocessing.active_children())
         workers = min(len(jobs), len(os.sched_getaffinity(0)))
         with (
             _main_left_alone(),
@@ -100,7 +101,8 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()  # else the end of the block would wait for their jobs
                 raise
     finally:
         for name, value in before.items():
