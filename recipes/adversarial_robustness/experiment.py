@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def run(config: Config) -> Result:
     Raises:
         ValueError: there are not so many test images, or `train` finds stand-ins only.
         FileNotFoundError: weights are missing.
+        ChildProcessError: a process of the run was killed.
     """
     dataset = data.load("mnist", config.data)
     for name in ("images", "attacked"):
@@ -100,6 +102,8 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
             futures = [pool.submit(function, *arguments) for function, arguments in jobs]
             try:
                 return [future.result() for future in futures]
+            except BrokenProcessPool as error:
+                raise ChildProcessError("a process was killed, perhaps for lack of memory") from error
             except BaseException:
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()  # else the end of the block would wait for their jobs
