@@ -153,10 +153,13 @@ def draw_table(figure: Any, details: Details, digits: int = 8) -> None:
             answer = f"{row.taken_for['l2'][place]} ({distance:.2f})"
             upper.set_title(answer if np.isfinite(distance) else "none found", fontsize=9)
         axes[2 * number + 1][0].set_ylabel(f"{_NAMES.get(name, name)}\nadversarial", fontsize=8)
-        axes[2 * number + 2][0].set_ylabel("red: brighter\nblue: darker", fontsize=7)
+        axes[2 * number + 2][0].set_ylabel("added", fontsize=8)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
-    figure.suptitle("The nearest adversarials found: what each is taken for (and its L2 distance)")
+    figure.suptitle(
+        "The nearest adversarials found: what each is taken for (and its L2 distance);\n"
+        "below, what was added (red: brighter, blue: darker)"
+    )
 
 
 def draw_stale(figure: Any, details: Details) -> None:
