@@ -20,6 +20,7 @@ Status: simplified (no scale for each class is learned; 2,000 samples and 25 ste
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +108,12 @@ class AnalysisBySynthesis(nn.Module):
         self.decoders = nn.ModuleList(decoder() for _ in range(CLASSES))
         self.samples, self.steps, self.rate, self.seed = samples, steps, rate, seed
         self.candidates = candidates
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._drawn: tuple[Tensor, Tensor] | None = None  # the samples, and what each class makes of them
         self.requires_grad_(False).eval()
+
+    def load_state_dict(self, *arguments: Any, **settings: Any) -> Any:
+        self._drawn = None
+        return super().load_state_dict(*arguments, **settings)
 
     def forward(self, images: Tensor) -> Tensor:
         latents = self.search(images.detach())
@@ -172,7 +177,7 @@ class AnalysisBySynthesis(nn.Module):
     @torch.no_grad()
     def _best_samples(self, images: Tensor) -> Tensor:
         """Of the prior's samples the one with least energy, for each class: `[N, 10, 8]`."""
-        if self._drawn is None:
+        if self._drawn is None or len(self._drawn[0]) != self.samples:
             generator = torch.Generator().manual_seed(self.seed)
             samples = torch.randn(self.samples, LATENT, generator=generator)
             samples *= (LONGEST / samples.norm(dim=1, keepdim=True)).clamp(max=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -235,27 +236,107 @@ def test_putting_back_leaves_just_the_pixels_that_are_needed(needed, seed):
     assert search.distances(images, found, "l0").tolist() == [needed] * 3
 
 
+def two_classes(seed: int) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear network, grey images far from black and white, their labels, and w of `logit 1 − logit 0`."""
+    network = linear(seed, classes=2)
+    images = 0.5 + 0.02 * (images_of(seed, size=4) - 0.5)
+    with torch.no_grad():
+        network[1].bias.zero_()
+        way = network[1].weight[1] - network[1].weight[0]
+        network[1].bias[1] = 0.05 * way.abs().sum() - network(images).diff(dim=1).mean()
+    return network, images, own_labels(network, images), way.detach()
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "slack"),
+    [
+        (search.one_step("l2"), "l2", 1.05),
+        (search.one_step("linf"), "linf", 1.01),
+        (search.deepfool("l2"), "l2", 1.01),
+        (search.deepfool("linf"), "linf", 1.01),
+        (search.least_pgd("l2", 40, 10), "l2", 1.05),
+        (search.least_pgd("linf", 40, 10), "linf", 1.05),
+        (libraries.carlini_wagner(), "l2", 1.1),
+    ],
+    ids=str,
+)
+def test_searches_find_the_nearest_boundary_of_a_linear_network(attack, norm, slack):
+    network, images, labels, way = two_classes(0)
+    found = attack(network, images, labels, torch.Generator().manual_seed(0))
+    gaps = network(images).diff(dim=1)[:, 0].abs()
+    least = gaps / (way.norm() if norm == "l2" else way.abs().sum())
+    assert attacks.fooled(network, found, labels).all()
+    distance = search.distances(images, found, norm)
+    assert (distance >= least * 0.999).all()
+    assert (distance <= least * slack + 1e-5).all()
+
+
+@pytest.mark.parametrize("attack", [search.sparse, blind.pointwise(5)], ids=["sparse", "pointwise"])
+def test_few_pixels_are_those_that_weigh_most(attack):
+    """Of a linear network the fewest are those whose way to black or white changes the logits most."""
+    network, images, labels, way = two_classes(0)
+    found = attack(network, images, labels, torch.Generator().manual_seed(0))
+    sign = 1 - 2 * labels[:, None].float()
+    gain = torch.where(sign * way > 0, 1 - images.flatten(1), images.flatten(1)) * way.abs()
+    gaps = network(images).diff(dim=1).abs()
+    needed = 1 + (gain.sort(1, descending=True).values.cumsum(1) < gaps).sum(1)
+    assert attacks.fooled(network, found, labels).all()
+    count = search.distances(images, found, "l0")
+    assert (count >= needed).all()
+    assert attack is not search.sparse or (count == needed).all()
+
+
+def test_accuracies_at_each_epsilon_are_those_of_a_linear_network():
+    network, images, labels, way = two_classes(1)
+    least = network(images).diff(dim=1)[:, 0].abs() / way.abs().sum()
+    epsilons = [0.0, *(least.sort().values[[0, 2, 4]] * 1.02).tolist()]
+    found = evaluation.robust_accuracies(
+        network, images, labels, epsilons, generator=torch.Generator().manual_seed(0)
+    )
+    exact = [float((least > epsilon).float().mean()) for epsilon in epsilons]
+    assert found == pytest.approx(exact)
+    assert bounds.verified_shares(network, images, labels, epsilons) == pytest.approx(exact)
+    with pytest.raises(ValueError, match="epsilons must rise"):
+        bounds.verified_shares(network, images, labels, [0.3, 0.1])
+
+
+def test_an_unknown_norm_is_refused():
+    network, images = linear(), images_of(0, size=4)
+    labels = own_labels(network, images)
+    for attempt in (
+        lambda: attacks.pgd(network, images, labels, 0.1, norm="Linf"),
+        lambda: attacks.deepfool(network, images, labels, norm="l1"),
+        lambda: search.distances(images, images, "Linf"),
+        lambda: search.Attack("mine", "l1", search.sparse),
+    ):
+        with pytest.raises(ValueError, match="norm"):
+            attempt()
+
+
 def test_distances_are_those_of_the_norms():
     images, others = torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 0.6], [-0.8, 0.0]]]])
     assert [round(search.distances(images, others, n).item(), 6) for n in attacks.NORMS] == [1.0, 0.8, 2]
 
 
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "draws"),
     [
-        libraries.carlini_wagner(20, 2),
-        libraries.boundary(20),
-        libraries.salt_and_pepper,
-        libraries.square(0.3, 50),
+        (libraries.carlini_wagner(200, 4), False),
+        (libraries.boundary(20), True),
+        (libraries.salt_and_pepper, True),
+        (libraries.square(0.3, 50), True),
+        (libraries.auto_attack(0.3), True),
     ],
-    ids=["carlini-wagner", "boundary", "salt and pepper", "square"],
+    ids=["carlini-wagner", "boundary", "salt and pepper", "square", "autoattack"],
 )
-def test_other_libraries_draw_from_our_generator_and_leave_theirs_alone(attack):
-    network, images = convolutional(), images_of(5, 3)
+def test_other_libraries_draw_from_our_generator_and_leave_theirs_alone(attack, draws):
+    network, images = linear(0, classes=10, size=28), images_of(5, 3)
     labels = own_labels(network, images)
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     found = [attack(network, images, labels, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert attacks.fooled(network, found[0], labels).all()
     assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2]) != draws
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     assert found[0].min() >= 0
@@ -272,6 +353,8 @@ BAD = {
     "too few labels": ({"labels": torch.zeros(5, dtype=torch.int64)}, "labels must be int64 [6]"),
     "epsilon": ({"epsilon": -0.1}, "epsilon must be a number from 0, not -0.1"),
     "training": ({"network": networks.normed(4, 16).train()}, "the network is in training mode"),
+    "arrays": ({"images": np.zeros((6, 1, 28, 28))}, "must be PyTorch tensors, not ndarray, Tensor"),
+    "too few epsilons": ({"epsilon": torch.tensor([0.1, 0.2])}, "one for each of the 6 images"),
 }
 
 
@@ -342,6 +425,42 @@ def test_what_rounding_would_undo_is_moved_on():
     assert attacks.fooled(network, evaluation.eight_bits(settled), labels).all()
     assert taken_for.tolist() == [1]
     assert 0.499 < settled.max() <= 0.499 * 1.1
+
+
+def test_a_tie_of_two_logits_is_moved_on():
+    class Tied(nn.Module):
+        def forward(self, images):
+            score = (images.flatten(1).amax(1) - 0.4).clamp(min=0)
+            return torch.stack([1 + 0 * score, 1 + score, 0 * score], 1)
+
+    images, labels = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+    settled, taken_for = evaluation.settle(Tied().eval(), images, labels, torch.full((1, 1, 2, 2), 0.4))
+    assert taken_for.tolist() == [1]
+    assert settled.max() > 0.4001
+
+
+def test_accuracy_under_an_attack_counts_what_is_found_in_the_ball():
+    from recipes.adversarial_robustness import experiment
+
+    network, images = Counts(3).eval(), torch.zeros(4, 1, 4, 4)
+    images[3] = 1  # misclassified to begin with
+    labels, safe = torch.zeros(4, dtype=torch.int64), torch.tensor([True, False, False, False])
+
+    def brighter(_network, x, _labels, _generator):
+        return x + torch.tensor([0.55, 0.65]).view(-1, 1, 1, 1)  # the second leaves the ball
+
+    seen = experiment._under(brighter, network, images, labels, safe, 0.6, torch.Generator())
+    assert seen == (0.5, 1, 1)
+
+
+def test_a_defence_is_measured_from_end_to_end():
+    from recipes.adversarial_robustness import experiment
+
+    defence = experiment.defended("certified", Config(data="embedded", attacked=5))
+    assert len(defence.epsilons) == len(defence.attacked) == len(defence.verified)
+    assert all(low <= high + 1e-9 for low, high in zip(defence.verified, defence.attacked, strict=True))
+    assert defence.proved <= defence.clean < 1
+    assert defence.images_under["PGD-40"] == 5
 
 
 def test_adversarials_outside_the_ball_do_not_count():
@@ -496,6 +615,35 @@ def test_bounds_are_at_least_the_exact_optimum_and_crown_is_near_it(seed, epsilo
         assert not safe[place] or max(exact.values()) < 0
 
 
+def test_subclasses_that_do_something_else_have_no_bound():
+    class Normalised(nn.Sequential):
+        def forward(self, images):
+            return super().forward((images - 0.5) / 0.1)
+
+    class Cosine(nn.Linear):
+        def forward(self, features):
+            return 10 * nn.functional.linear(features, nn.functional.normalize(self.weight, dim=1))
+
+    images, labels = images_of(0, size=4), torch.zeros(6, dtype=torch.int64)
+    for network in (
+        Normalised(*linear()),
+        nn.Sequential(nn.Flatten(), Cosine(16, 3)),
+        nn.Sequential(nn.Flatten(), nn.ELU(-1.0)),
+        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, affine=False)),
+    ):
+        for bound in (bounds.margins, bounds.crown_margins, bounds.verified):
+            with pytest.raises(TypeError, match="bound"):
+                bound(network.eval(), images, labels, 0.1)
+
+
+@pytest.mark.parametrize("name", ["pixels", "labels too large", "negative labels", "epsilon"])
+def test_nothing_is_proved_of_bad_input(name):
+    change, message = BAD[name]
+    good = {"images": images_of(0), "labels": torch.zeros(6, dtype=torch.int64), "epsilon": 0.1}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bounds.verified(convolutional(), **good | change)
+
+
 def test_what_no_bound_is_known_for_says_so():
     with pytest.raises(TypeError, match="no bound is known for Dropout"):
         bounds.margins(
@@ -602,6 +750,17 @@ def test_abs_gives_the_gradient_at_the_best_latents(abs_network):
         likely = abs_network.logits_at(images, latents).topk(abs_network.candidates, 1).indices
         rows = (likely == label).any(1)
         torch.testing.assert_close(by_difference[rows, label], expected[rows], rtol=0.05, atol=0.2)
+
+
+def test_abs_forgets_what_it_drew_before_its_weights_were_loaded(abs_network):
+    other = analysis_by_synthesis.AnalysisBySynthesis(samples=50, steps=0)
+    images = images_of(0, 2)
+    before = other(images)
+    other.load_state_dict(abs_network.state_dict())
+    fresh = analysis_by_synthesis.AnalysisBySynthesis(samples=50, steps=0)
+    fresh.load_state_dict(abs_network.state_dict())
+    assert not torch.equal(before, other(images))
+    assert torch.equal(fresh(images), other(images))
 
 
 def test_abs_forward_has_that_gradient_and_a_search_never_gets_worse(abs_network):
@@ -728,7 +887,33 @@ def test_the_checklist_sees_gradients_that_vanish():
 
     found = {c.name: c.passed for c in checklist.run(network, images, labels, claim, convolutional(1))}
     assert not found["gradients do not vanish"]
+    assert found["the same image gets the same answer"]
     assert not found["everything breaks at epsilon 1"]
+
+
+def test_the_checklist_sees_answers_that_do_not_repeat_and_none_that_are_right():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = convolutional()
+
+        def forward(self, images):
+            return self.network(images + 0.1 * torch.randn(images.shape))
+
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.eye(10)[3].expand(len(images), 10)
+
+    def claim(target, seen, truth):
+        return attacks.pgd(target, seen, truth, 0.1, steps=5)
+
+    images = images_of(6, 10)
+    for network, labels, flagged in (
+        (Noisy().eval(), own_labels(convolutional(), images), "the same image gets the same answer"),
+        (Constant().eval(), torch.zeros(10, dtype=torch.int64), "gradients do not vanish"),
+    ):
+        found = {c.name: c.passed for c in checklist.run(network, images, labels, claim, convolutional(1))}
+        assert not found[flagged]
 
 
 # --- the recipe ---------------------------------------------------------------------------------------

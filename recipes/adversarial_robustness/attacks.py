@@ -7,7 +7,7 @@ Moosavi-Dezfooli et al., "DeepFool", 2016, arXiv:1511.04599.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -28,6 +28,10 @@ def check(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float | T
         ValueError: pixels outside [0, 1], wrong shape, labels out of range, a network in training mode, or a
             negative epsilon.
     """
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        raise ValueError(
+            f"images and labels must be PyTorch tensors, not {type(images).__name__}, {type(labels).__name__}"
+        )
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise ValueError(
             f"images must be floats [N, channels, height, width], not {images.dtype} {list(images.shape)}"
@@ -39,6 +43,8 @@ def check(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float | T
         )
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}")
+    if torch.as_tensor(epsilon).shape not in (torch.Size([]), images.shape[:1]):
+        raise ValueError(f"epsilon must be one number, or one for each of the {len(images)} images")
     least, most = (float(f(torch.as_tensor(epsilon))) for f in (torch.min, torch.max))
     if not (least >= 0 and most < float("inf")):
         raise ValueError(f"epsilon must be a number from 0, not {least if least < 0 else most}")
@@ -68,21 +74,42 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(want)
 
 
+def rising(epsilons: Sequence[float]) -> None:
+    """Whether a curve's epsilons rise from 0 or more.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not all(epsilon >= 0 for epsilon in epsilons) or list(epsilons) != sorted(epsilons):
+        raise ValueError(f"epsilons must rise, from 0 or more: {list(epsilons)}")
+
+
+def _for_each(value: float | Tensor, images: Tensor) -> Tensor:
+    """One number, or one for each image -> `[N, 1, 1, 1]`."""
+    return torch.as_tensor(value, dtype=images.dtype).expand(len(images)).view(-1, 1, 1, 1)
+
+
+@torch.enable_grad()
 def gradient(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the cross-entropy by the images, and the logits, from one pass there and back."""
+    """Gradient of the cross-entropy by the images, and the logits, from one pass there and back; 0 where
+    answers do not depend on the images."""
     images = images.detach().requires_grad_()
     logits = network(images)
+    if not logits.requires_grad:
+        return torch.zeros_like(images), logits
     loss = functional.cross_entropy(logits, labels, reduction="sum")
     return torch.autograd.grad(loss, images)[0], logits.detach()
 
 
-def fgsm(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float, *, clip: bool = True) -> Tensor:
+def fgsm(
+    network: nn.Module, images: Tensor, labels: Tensor, epsilon: float | Tensor, *, clip: bool = True
+) -> Tensor:
     """One step of `epsilon` along the gradient's sign: x + ε · sign(∇ loss).
 
     Args:
         images: `[N, C, H, W]` float32 in [0, 1].
         labels: `[N]` int64, the classes to move away from.
-        epsilon: of the pixels' range from 0 to 1.
+        epsilon: of the pixels' range from 0 to 1; one, or one for each image, `[N]`.
         clip: to [0, 1]; without, pixels leave the range that images have.
 
     Returns:
@@ -93,7 +120,7 @@ def fgsm(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float, *, 
     """
     check(network, images, labels, epsilon)
     with frozen(network):
-        moved = images + epsilon * gradient(network, images, labels)[0].sign()
+        moved = images + _for_each(epsilon, images) * gradient(network, images, labels)[0].sign()
     return moved.clamp(0, 1) if clip else moved
 
 
@@ -121,7 +148,8 @@ def pgd(
         step_size: one, or one for each image, `[N]`; 2.5 · epsilon / steps if None.
         restarts: how often to begin anew with the images that are still classified rightly.
         random_start: begin somewhere in the ball, drawn from `generator`; else at the image.
-        stop_early: leave an image alone once it is misclassified, which finds the same images in less time.
+        stop_early: leave an image alone once it is misclassified, which finds the same images in less time;
+            a network that does not answer the same twice needs False.
 
     Returns:
         For each image an adversarial one, or the last that was tried.
@@ -130,13 +158,12 @@ def pgd(
         ValueError: see `check`; or the norm, steps or restarts are none.
     """
     check(network, images, labels, epsilon)
-    if norm == "l0" or steps < 1 or restarts < 1:
+    if norm not in ("linf", "l2") or steps < 1 or restarts < 1:
         raise ValueError(
             f"pgd takes norm linf or l2, and at least one step and start, not {norm}, {steps}, {restarts}"
         )
-    radius = torch.as_tensor(epsilon).expand(len(images)).view(-1, 1, 1, 1)
-    step = 2.5 * radius / steps if step_size is None else torch.as_tensor(step_size).expand(len(images))
-    step = step.reshape(-1, 1, 1, 1)
+    radius = _for_each(epsilon, images)
+    step = 2.5 * radius / steps if step_size is None else _for_each(step_size, images)
     generator = generator or torch.Generator().manual_seed(0)
     found = images.clone()
     left = torch.arange(len(images))
@@ -149,6 +176,9 @@ def pgd(
                 start = project(x + noise(x, ball, norm, generator), x, ball, norm) if random_start else x
                 found[places] = _ascend(network, start, x, y, ball, norm, steps, step[places], stop_early)
             left = left[~fooled(network, found[left], labels[left])]
+    if len(left):  # what was misclassified to begin with needed no step
+        wrong = left[fooled(network, images[left], labels[left])]
+        found[wrong] = images[wrong]
     return found
 
 
@@ -224,11 +254,11 @@ def deepfool(
         Images of the same shape, inside [0, 1], misclassified where that was reached in so many steps.
 
     Raises:
-        ValueError: see `check`; or the norm is L0.
+        ValueError: see `check`; or the norm is another.
     """
     check(network, images, labels)
-    if norm == "l0":
-        raise ValueError("deepfool takes norm l2 or linf, not l0")
+    if norm not in ("l2", "linf"):
+        raise ValueError(f"deepfool takes norm l2 or linf, not {norm}")
     moved = images.clone()
     with frozen(network):
         for active in torch.arange(len(images)).split(BATCH):
@@ -243,6 +273,7 @@ def deepfool(
     return moved
 
 
+@torch.enable_grad()
 def _logits_and_slopes(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits `[N, K]`, and the gradient of each less the label's, `[N, K, C, H, W]`: one pass for all
     classes."""

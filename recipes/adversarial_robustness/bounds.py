@@ -14,6 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recipes.adversarial_robustness import attacks
+
+LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ELU, nn.MaxPool2d, nn.Flatten
+"""Those that a bound is known for."""
+
 
 def box(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Centre and radius of the Linf ball around images, cut to [0, 1]."""
@@ -39,7 +44,7 @@ def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tenso
             return layer(centre), spread
         case nn.Linear():
             return layer(centre), functional.linear(radius, layer.weight.abs())
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
+        case nn.BatchNorm1d() | nn.BatchNorm2d() if layer.affine and layer.track_running_stats:
             if layer.training:  # the statistics of the centres, not of images: they are there anyway
                 axes = [0, *range(2, centre.ndim)]
                 variance = centre.var(axes, unbiased=False)
@@ -47,15 +52,19 @@ def box_through(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tenso
                 variance = layer.running_var
             scale = (layer.weight / (variance + layer.eps).sqrt()).abs()
             return layer(centre), radius * scale.view(1, -1, *[1] * (centre.ndim - 2))
-        case nn.ReLU() | nn.ELU() | nn.MaxPool2d():  # none of them falls where its input rises
+        case nn.ReLU() | nn.ELU() | nn.MaxPool2d() if (
+            getattr(layer, "alpha", 1) >= 0
+        ):  # none of them falls where its input rises
             low, high = map(layer, _ends(centre, radius))
             return (low + high) / 2, (high - low) / 2
         case nn.Flatten():
             return layer(centre), layer(radius)
-    raise TypeError(
-        f"no bound is known for {type(layer).__name__}: "
-        "use a Sequential of Conv2d, Linear, BatchNorm, ReLU, ELU, MaxPool2d and Flatten"
-    )
+    raise _unknown(layer)
+
+
+def _unknown(layer: nn.Module) -> TypeError:
+    names = ", ".join(known.__name__ for known in LAYERS)
+    return TypeError(f"no bound is known for {type(layer).__name__}: use a Sequential of {names}")
 
 
 def margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -81,10 +90,13 @@ def margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilon: flo
 
 def _parts(network: nn.Sequential) -> tuple[list[nn.Module], nn.Linear | None]:
     """All layers but the last, and the last if it is linear."""
-    if not isinstance(network, nn.Sequential):
+    if not isinstance(network, nn.Sequential) or type(network).forward is not nn.Sequential.forward:
         raise TypeError(
             f"bounds go through a Sequential layer by layer, not through {type(network).__name__}"
         )
+    for layer in network:
+        if type(layer).forward not in {known.forward for known in LAYERS}:  # a subclass may do anything
+            raise _unknown(layer)
     layers = list(network)
     return (layers[:-1], layers[-1]) if isinstance(layers[-1], nn.Linear) else (layers, None)
 
@@ -106,7 +118,13 @@ def crown_margins(network: nn.Sequential, images: Tensor, labels: Tensor, epsilo
     Going back from the logits, each ReLU between low < 0 < high is replaced by a line above it, from (low,
     0) to (high, high), where that makes the bound larger, and by a line below it, 0 or the identity,
     elsewhere. Around an ELU or max pooling there are two constants, the ends of its box.
+
+    Raises:
+        TypeError: as for `margins`.
+        ValueError: the network is in training mode, where batch norm has no statistics of its own.
     """
+    if any(layer.training for layer in network.modules()):
+        raise ValueError("CROWN needs a network in evaluation mode: call .eval()")
     centre, radius = box(images, epsilon)
     body, last = _parts(network)
     boxes = []
@@ -131,9 +149,9 @@ def _back(layer: nn.Module, slopes: Tensor, centre: Tensor, radius: Tensor) -> t
     """Slopes by a layer's output `[N, classes, …]` -> by its input, and what the constant gains."""
     match layer:
         case nn.Flatten():
-            return slopes.unflatten(2, centre.shape[1:]), torch.zeros(())
+            return slopes.reshape(*slopes.shape[:2], *centre.shape[1:]), torch.zeros(())
         case nn.Linear():
-            return slopes @ layer.weight, slopes @ _bias(layer)
+            return slopes @ layer.weight, (slopes * _bias(layer)).flatten(2).sum(2)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale
@@ -179,11 +197,13 @@ def verified(
 
     Raises:
         TypeError: the network has a layer for which no bound is known.
+        ValueError: see `attacks.check`.
     """
-    exact = copy.deepcopy(network).double().eval()
+    exact, rough = copy.deepcopy(network).double().eval(), copy.deepcopy(network).float().eval()
+    attacks.check(exact, images.double(), labels, epsilon)
     proved = []
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        if not crown and (_worst(margins(network, x, y, epsilon), y) > 1).all():
+        if not crown and (_worst(margins(rough, x.float(), y, epsilon), y) > 1).all():
             proved.append(torch.zeros(len(x), dtype=torch.bool))
             continue
         x = x.double()
@@ -202,7 +222,11 @@ def verified_shares(
     """The share of images that bounds prove safe at each epsilon, from small ones to large.
 
     In a larger ball there is more to prove: what is not proved at one epsilon is not tried at the next.
+
+    Raises:
+        TypeError, ValueError: as for `verified`; or the epsilons do not rise from 0 or more.
     """
+    attacks.rising(epsilons)
     shares, left = [], torch.arange(len(images))
     for epsilon in epsilons:
         if len(left):

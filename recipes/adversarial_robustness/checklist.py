@@ -22,7 +22,8 @@ Claim = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The attack on which a claim rests: network, images, labels -> adversarial images."""
 
 ALLOWED = 0.03
-"""By how much an accuracy may be lower under another attack, and the claim still stand."""
+"""By how much an accuracy may be lower under another attack, and the claim still stand; of few images, one
+may be."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,25 @@ def run(
         ValueError: see `attacks.check`.
     """
     attacks.check(network, images, labels, epsilon)
+    allowed, one_or_two = max(ALLOWED, 1.5 / len(images)), max(ALLOWED / 3, 1.5 / len(images))
+    with torch.no_grad():
+        repeats = torch.equal(network(images), network(images))
     generator = torch.Generator().manual_seed(seed)
 
     def under(found: Tensor) -> float:
-        return 1 - float(fooled(network, found, labels).float().mean())
+        return 1 - float(fooled(network, found, labels).double().mean())
 
     def pgd(**settings: float) -> float:
         return under(
-            attacks.pgd(network, images, labels, generator=generator, **{"epsilon": epsilon} | settings)
+            attacks.pgd(
+                *(network, images, labels),
+                **{"epsilon": epsilon, "stop_early": repeats, "generator": generator} | settings,
+            )
         )
 
     def no_worse(attack: str, accuracy: float, shown: str) -> Check:
         name = f"{attack} leave no less than is claimed"
-        return Check(name, accuracy >= claimed - ALLOWED, f"claimed {claimed:.1%}, {shown} {accuracy:.1%}")
+        return Check(name, accuracy >= claimed - allowed, f"claimed {claimed:.1%}, {shown} {accuracy:.1%}")
 
     claimed = under(claim(network, images, labels))
     single = under(attacks.fgsm(network, images, labels, epsilon))
@@ -83,12 +90,13 @@ def run(
     return [
         Check(
             "many steps leave no more than one step",
-            many <= single + ALLOWED / 3,
+            many <= single + one_or_two,
             f"one step {single:.1%}, 40 steps {many:.1%}",
         ),
         no_worse("more steps and starts", more, "5 x 100 steps"),
         no_worse("gradient-free attacks", blind, "Square"),
         no_worse("adversarials of a surrogate", transferred, "transferred"),
+        Check("the same image gets the same answer", repeats, "yes" if repeats else "no"),
         Check("everything breaks at epsilon 1", anything == 0, f"{anything:.1%} left"),
         *_gradients(network, images, labels),
     ]
@@ -98,7 +106,8 @@ def _gradients(network: nn.Module, images: Tensor, labels: Tensor) -> list[Check
     with attacks.frozen(network):
         slopes, logits = attacks.gradient(network, images, labels)
     right = logits.argmax(1) == labels
-    vanished = float((slopes.flatten(1).abs().amax(1)[right] == 0).float().mean()) if right.any() else 0.0
+    seen = right if right.any() else torch.ones_like(right)
+    vanished = float((slopes.flatten(1).abs().amax(1)[seen] == 0).double().mean())
     finite = bool(logits.isfinite().all() and slopes.isfinite().all())
     return [
         Check("loss and gradients are finite", finite, "yes" if finite else "no"),

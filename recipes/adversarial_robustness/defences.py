@@ -66,7 +66,8 @@ def adversarial_training(
     steps_an_epoch = len(images) // batch
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     for progress, places in _batches(len(images), batch, epochs, seed):
-        radius = epsilon * (min(1, progress / ball_grows_until) if ball_grows_until else 1)
+        shrunk = min(1, progress / ball_grows_until) if ball_grows_until else 1
+        radius = epsilon * shrunk
         _set_rate(optimiser, learning_rate * _rate(progress, rises_until, falls_from))
         x, y = images[places], labels[places]
         moved = x + attacks.noise(x, radius, "linf", generator)
@@ -75,9 +76,7 @@ def adversarial_training(
         with attacks.frozen(network):
             for _ in range(steps):
                 slope, _ = attacks.gradient(network, moved, y)
-                moved = attacks.project(
-                    moved + step_size * radius / epsilon * slope.sign(), x, radius, "linf"
-                )
+                moved = attacks.project(moved + step_size * shrunk * slope.sign(), x, radius, "linf")
         loss = functional.cross_entropy(network(moved), y)
         _step(optimiser, loss)
         step = round(progress * epochs * steps_an_epoch)
@@ -85,7 +84,7 @@ def adversarial_training(
         if steps == 1 and step % steps_an_epoch == steps_an_epoch - 1:
             some, truth = images[:1000], labels[:1000]
             found = attacks.pgd(average, some, truth, epsilon, steps=20)
-            held = 1 - float(attacks.fooled(average, found, truth).float().mean())
+            held = 1 - float(attacks.fooled(average, found, truth).double().mean())
             if held > most:
                 best, most = copy.deepcopy(average), held
     return best if steps == 1 else average
@@ -140,13 +139,16 @@ def _draw_weights(network: nn.Sequential, seed: int) -> None:
             nn.init.normal_(
                 layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel(), generator=generator
             )
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _batches(examples: int, batch: int, epochs: int, seed: int) -> Iterator[tuple[float, Tensor]]:
     """Progress from 0 to 1, and the places of each batch's examples, shuffled every epoch."""
     generator = torch.Generator().manual_seed(seed)
     steps = examples // batch
+    if not steps:
+        raise ValueError(f"{examples} examples are fewer than a batch of {batch}")
     for epoch in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
         order = torch.randperm(examples, generator=generator)[: steps * batch]
         for step, places in enumerate(order.split(batch)):

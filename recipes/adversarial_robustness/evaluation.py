@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from recipes import cards
 from recipes.adversarial_robustness import attacks
-from recipes.adversarial_robustness.attacks import NORMS, Norm, answers, fooled
+from recipes.adversarial_robustness.attacks import NORMS, Norm, answers, fooled, rising
 from recipes.adversarial_robustness.search import Attack, distances
+
+CLEAR = 1e-4
+"""By how much of the largest logit another class must lead."""
 
 
 @dataclass
@@ -63,6 +66,7 @@ def measure(
     Raises:
         ValueError: see `attacks.check`; or no attack is given.
     """
+    images = images.detach()
     attacks.check(network, images, labels)
     if not attack_set:
         raise ValueError("give at least one attack")
@@ -114,7 +118,7 @@ def settle(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) ->
 
     An attack stops just behind the boundary, where rounding to one of 256 greys may lead back. So the way
     from the image is made longer, by up to a tenth, until the rounded picture and the unrounded one are
-    both misclassified.
+    both misclassified, and clearly so: of two equal logits either may win in another batch.
 
     Returns:
         What was found, moved on where rounding would undo it, and the class that each is taken for, `[N]`
@@ -122,20 +126,30 @@ def settle(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) ->
     """
     settled, taken_for = found.clone(), labels.clone()
     left = torch.nonzero(within(found))[:, 0]
-    for factor in (1.0, 1.005, 1.01, 1.02, 1.04, 1.07, 1.1):
+    for factor in (1.0, 1.0005, 1.002, 1.005, 1.01, 1.02, 1.04, 1.07, 1.1):
         if not len(left):
             break
         longer = found[left] if factor == 1 else images[left].lerp(found[left], factor).clamp(0, 1)
-        seen = answers(network, longer)
-        wrong = seen != labels[left]
-        if factor == 1:  # what was never misclassified is not moved on
-            left, longer, seen, wrong = left[wrong], longer[wrong], seen[wrong], wrong[wrong]
-            if not len(left):
-                break
-        done = wrong & fooled(network, eight_bits(longer), labels[left])
+        seen, lead = _lead(network, longer, labels[left])
+        if factor == 1:  # what is rightly classified, and clearly so, is not moved on
+            near = lead > -CLEAR
+            left, longer, seen, lead = left[near], longer[near], seen[near], lead[near]
+        done = lead > CLEAR
+        done[done.clone()] = _lead(network, eight_bits(longer[done]), labels[left[done]])[1] > CLEAR
         settled[left[done]], taken_for[left[done]] = longer[done], seen[done]
         left = left[~done]
     return settled, taken_for
+
+
+@torch.no_grad()
+def _lead(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest class but the label, `[N]`, and by what share of the largest logit it leads."""
+    if not len(images):
+        return labels, labels.to(torch.float32)
+    logits = torch.cat([network(x) for x in images.split(attacks.BATCH)])
+    other = logits.scatter(1, labels[:, None], -torch.inf).max(1)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return other.indices, (other.values - own) / logits.abs().amax(1).clamp(min=1e-30)
 
 
 def within(images: Tensor) -> Tensor:
@@ -169,7 +183,12 @@ def robust_accuracies(
     steps: int = 40,
     generator: torch.Generator,
 ) -> list[float]:
-    """Accuracy under PGD in Linf at each epsilon; what is found in a ball counts in every larger one."""
+    """Accuracy under PGD in Linf at each epsilon; what is found in a ball counts in every larger one.
+
+    Raises:
+        ValueError: see `attacks.check`; or the epsilons do not rise from 0 or more.
+    """
+    rising(epsilons)
     broken, accuracies = fooled(network, images, labels), []
     for epsilon in epsilons:
         left = torch.nonzero(~broken)[:, 0]
@@ -183,5 +202,5 @@ def robust_accuracies(
                 generator=generator,
             )
             broken[left] = adversarial(network, images[left], labels[left], found, epsilon)
-        accuracies.append(1 - float(broken.float().mean()))
+        accuracies.append(float((~broken).double().mean()))
     return accuracies

@@ -181,7 +181,7 @@ def evaluated_as_the_article_does(config: Config) -> Stale:
     undefended, defended = zoo.load("undefended"), zoo.load("stale")
 
     def accuracy(network, found) -> float:
-        return 1 - float(attacks.fooled(network, found, labels).float().mean())
+        return 1 - float(attacks.fooled(network, found, labels).double().mean())
 
     def first(found: np.ndarray):
         return torch.from_numpy(found).permute(0, 3, 1, 2)
@@ -247,12 +247,12 @@ def defended(name: str, config: Config) -> Defence:
     (by_pgd, *of_pgd), (by_auto_attack, *of_auto_attack) = strong
     return Defence(
         epsilon=config.epsilon,
-        clean=1 - float(attacks.fooled(network, images, labels).float().mean()),
+        clean=1 - float(attacks.fooled(network, images, labels).double().mean()),
         epsilons=epsilons,
         attacked=tuple(curve),
         attacked_images=len(x),
         verified=tuple(shares),
-        proved=float(safe.float().mean()),
+        proved=float(safe.double().mean()),
         pgd=by_pgd,
         auto_attack=by_auto_attack,
         images_under={"PGD-40": len(x), "PGD-100 x 10": len(images), "AutoAttack": tried},
@@ -289,7 +289,7 @@ def _under(
         if hit.any():
             pictures = evaluation.eight_bits(tries[hit])
             rounded += int(attacks.fooled(network, pictures, labels[places][hit]).sum())
-    return 1 - float(broken.float().mean()), found, rounded
+    return float((~broken).double().mean()), found, rounded
 
 
 def main() -> None:

@@ -71,7 +71,8 @@ def towards(norm: Norm, others: int = 1, rounds: int = 9) -> Search:
 
     def search(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            ranks = network(images).scatter(1, labels[:, None], -torch.inf).topk(others, 1).indices
+            logits = network(images).scatter(1, labels[:, None], -torch.inf)
+            ranks = logits.topk(min(others, logits.shape[1] - 1), 1).indices
             drawn = network.prototypes(images)
         best, least = images.clone(), torch.full((len(images),), torch.inf)
         rows = torch.arange(len(images))

@@ -28,6 +28,10 @@ class Attack:
     """In which it looks for a small perturbation; what it finds counts in every norm."""
     search: Search
 
+    def __post_init__(self) -> None:
+        if self.norm not in attacks.NORMS:
+            raise ValueError(f"norm must be one of {', '.join(attacks.NORMS)}, not {self.norm}")
+
 
 def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
     """How far each image is from the other, `[N]`: Euclidean, largest change, or number of changed pixels."""
@@ -38,7 +42,8 @@ def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
         case "linf":
             return difference.abs().amax(1)
         case "l0":
-            return (difference != 0).sum(1).to(images.dtype)
+            return (others != images).any(1).flatten(1).sum(1).to(images.dtype)
+    raise ValueError(f"norm must be one of {', '.join(attacks.NORMS)}, not {norm}")
 
 
 def bisect(
@@ -78,7 +83,7 @@ def nearer(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) ->
     """The point nearest to the image, on the straight line to an adversarial, that is one, too."""
 
     def attempt(places: Tensor, share: Tensor) -> Tensor:
-        return images[places].lerp(found[places], share.view(-1, 1, 1, 1))
+        return images[places].lerp(found[places], share.to(images.dtype).view(-1, 1, 1, 1))
 
     return bisect(network, images, labels, attempt, 1)
 
