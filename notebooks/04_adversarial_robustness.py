@@ -34,7 +34,7 @@ from recipes.adversarial_robustness import attacks, bounds, checklist, zoo
 from recipes.data import load
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.dpi": 60, "image.interpolation": "nearest"})
+plt.rcParams.update({"figure.dpi": 55, "image.interpolation": "nearest"})
 plt.show()  # nothing yet; from here on figures are shown as pictures
 data = load("mnist", DATA)
 images, labels = zoo.tensors(data.test)
