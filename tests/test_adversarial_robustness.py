@@ -258,7 +258,7 @@ def two_classes(seed: int) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor, t
         (search.least_pgd("linf", 40, 10), "linf", 1.05),
         (libraries.carlini_wagner(), "l2", 1.1),
     ],
-    ids=str,
+    ids=["FGM", "FGSM", "DeepFool L2", "DeepFool Linf", "PGD L2", "PGD Linf", "Carlini-Wagner"],
 )
 def test_searches_find_the_nearest_boundary_of_a_linear_network(attack, norm, slack):
     network, images, labels, way = two_classes(0)
