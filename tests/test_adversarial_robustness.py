@@ -784,6 +784,40 @@ def test_an_autoencoder_learns_to_draw_what_it_saw():
     assert own < other / 2
 
 
+def test_a_decoder_draws_the_same_without_batch_norm():
+    torch.manual_seed(0)
+    trained = analysis_by_synthesis.decoder(normed=True)
+    for layer in trained:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for values in (layer.weight, layer.bias, layer.running_mean):
+                torch.nn.init.normal_(values)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2)
+    latent_codes = torch.randn(4, analysis_by_synthesis.LATENT, 1, 1)
+    plain = analysis_by_synthesis.without_norm(trained)
+    torch.testing.assert_close(plain(latent_codes), trained.eval()(latent_codes), atol=1e-5, rtol=1e-4)
+    analysis_by_synthesis.decoder().load_state_dict(plain.state_dict())
+
+
+def test_attacks_on_abs_share_one_search(abs_network, monkeypatch):
+    images, begun = images_of(3, 2), []
+    search_latents = abs_network.search
+
+    def counted(images, start=None, *arguments):
+        begun.append(start is None)
+        return search_latents(images, start, *arguments)
+
+    monkeypatch.setattr(abs_network, "search", counted)
+    latents, labels = latent.Latents(), torch.tensor([0, 1])
+    for steps in (1, 2):
+        latent.tracked(lambda network, x, *_: network(x), steps, 3, latents)(
+            abs_network, images, labels, torch.Generator()
+        )
+    assert sum(begun) == 1
+    assert len(begun) == 3
+    latents(abs_network, images.clone())
+    assert sum(begun) == 2
+
+
 def test_the_nearest_neighbour_is_the_nearest():
     train, labels = images_of(1, 50), torch.arange(50) % 10
     network, images = NearestNeighbour(train, labels), images_of(2, 8)

@@ -6,7 +6,7 @@ from torch import nn
 
 from recipes.adversarial_robustness.attacks import NORMS
 from recipes.adversarial_robustness.blind import estimated, pointwise
-from recipes.adversarial_robustness.latent import towards, tracked
+from recipes.adversarial_robustness.latent import Latents, towards, tracked
 from recipes.adversarial_robustness.libraries import boundary, carlini_wagner
 from recipes.adversarial_robustness.search import Attack, deepfool, least_pgd, one_step, sparse
 from recipes.analysis_by_synthesis import AnalysisBySynthesis
@@ -15,20 +15,19 @@ from recipes.analysis_by_synthesis import AnalysisBySynthesis
 def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
     """The attacks for a network, `[N, 1, 28, 28]` images in [0, 1] -> logits.
 
-    On any: FGM and FGSM, DeepFool (L2), PGD (Linf), and two that change few pixels; `strong` adds DeepFool
-    (Linf), PGD and Carlini–Wagner (L2), boundary and estimated gradients, and longer searches. Networks that
-    show what a class looks like to them (`prototypes`) are attacked towards it, too. ABS is attacked along
-    what its classes draw, in all three norms; `strong` adds DeepFool and PGD, by the gradient at the best
-    latents.
+    On any: FGM and FGSM, DeepFool (L2), PGD (Linf), and pixel after pixel (L0); `strong` adds DeepFool
+    (Linf), PGD and Carlini–Wagner (L2), pointwise (L0), boundary and estimated gradients, and longer
+    searches. Networks that show what a class looks like to them (`prototypes`), and whose every answer takes
+    a search, get fewer; `strong` attacks them towards it, too. ABS is attacked along what its classes draw,
+    in all three norms; `strong` adds DeepFool and PGD, by the gradient at the best latents.
     """
     if isinstance(network, AnalysisBySynthesis):
         return _on_abs(strong)
-    drawing = hasattr(network, "prototypes")  # whose every answer takes a search
+    drawing = hasattr(network, "prototypes")
     if drawing and not strong:
         return [
             Attack("DeepFool L2", "l2", deepfool("l2")),
             Attack("DeepFool Linf", "linf", deepfool("linf")),
-            Attack("prototypes l0", "l0", towards("l0")),
             Attack("sparse", "l0", sparse),
         ]
     chosen = [
@@ -41,7 +40,6 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
             *chosen,
             Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
             Attack("sparse", "l0", sparse),
-            Attack("pointwise", "l0", pointwise(1)),
         ]
     chosen.append(Attack("DeepFool Linf", "linf", deepfool("linf")))
     if drawing:
@@ -61,16 +59,17 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
 
 
 def _on_abs(strong: bool) -> list[Attack]:
-    others, candidates = (3, 5) if strong else (1, 3)
-    chosen = [
-        Attack(f"latent {norm}", norm, tracked(towards(norm, others), steps, candidates))
-        for norm, steps in (("l2", 5), ("linf", 5), ("l0", 3))
-    ]
+    others, candidates, rounds_back = (3, 5, 100) if strong else (1, 3, 1)
+    latents = Latents()
+    chosen = []
+    for norm, steps in (("l2", 5), ("linf", 5), ("l0", 3)):
+        along = towards(norm, others, rounds_back=rounds_back)
+        chosen.append(Attack(f"latent {norm}", norm, tracked(along, steps, candidates, latents)))
     if strong:
         chosen += [
-            Attack("DeepFool L2", "l2", tracked(deepfool("l2"))),
-            Attack("DeepFool Linf", "linf", tracked(deepfool("linf"))),
-            Attack("PGD L2", "l2", tracked(least_pgd("l2", 20, 5))),
-            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 20, 5))),
+            Attack("DeepFool L2", "l2", tracked(deepfool("l2"), latents=latents)),
+            Attack("DeepFool Linf", "linf", tracked(deepfool("linf"), latents=latents)),
+            Attack("PGD L2", "l2", tracked(least_pgd("l2", 20, 5), latents=latents)),
+            Attack("PGD Linf", "linf", tracked(least_pgd("linf", 20, 5), latents=latents)),
         ]
     return chosen

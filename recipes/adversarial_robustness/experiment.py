@@ -55,26 +55,26 @@ def run(config: Config) -> Result:
     if config.train:
         _train(config, dataset)
     config = replace(config, data=dataset.source)  # the jobs need not look for it, nor warn, each by itself
+    # Those that take longest come first, so that all cores have something to do until the end.
     jobs: dict[tuple[str, str], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
     if config.part in ("all", "table"):
-        jobs |= {("table", name): (measured, (name, config)) for name in reversed(TABLE)}
+        jobs |= {("table", name): (measured, (name, config)) for name in ("cnn", "abs", TABLE[1])}
+    if config.part in ("all", "stale", "scratch"):
+        jobs["keras", ""] = with_keras, (config,)
     if config.part in ("all", "defences"):
         jobs |= {("defences", name): (defended, (name, config)) for name in reversed(DEFENCES)}
-    if config.part in ("all", "stale"):
-        jobs["stale", ""] = evaluated_as_the_article_does, (config,)
-    if config.part in ("all", "scratch"):
-        jobs["scratch", ""] = walked, (config,)
     done = dict(zip(jobs, _in_processes(list(jobs.values())), strict=True))
     parts = {
         part: {name: done[part, name] for name in names if (part, name) in done}
         for part, names in (("table", TABLE), ("defences", DEFENCES))
     }
+    walk, stale = done.get(("keras", ""), (None, None))
     return collect(
         config,
         dataset.source,
-        done.get(("scratch", "")),
+        walk,
         parts["table"],
-        done.get(("stale", "")),
+        stale,
         parts["defences"],
     )
 
@@ -134,6 +134,14 @@ def _die_quietly() -> None:
 
 
 # --- the four parts -----------------------------------------------------------------------------------
+
+
+def with_keras(config: Config) -> tuple[Walk | None, Stale | None]:
+    """The two parts that take time to import TensorFlow."""
+    return (
+        walked(config) if config.part in ("all", "scratch") else None,
+        evaluated_as_the_article_does(config) if config.part in ("all", "stale") else None,
+    )
 
 
 def walked(config: Config, digits: int = 100) -> Walk:
@@ -228,7 +236,7 @@ def defended(name: str, config: Config) -> Defence:
     def claim(target: nn.Module, seen: Tensor, truth: Tensor) -> Tensor:
         if name == "stale":  # what its article says 98 % of: made as for its training, and not clipped
             return attacks.fgsm(surrogate, seen, truth, config.epsilon, clip=False)
-        return search.fixed_pgd(config.epsilon, steps=100, restarts=2)(target, seen, truth, generator)
+        return attacks.pgd(target, seen, truth, config.epsilon, generator=generator)
 
     checks = checklist.run(network, x, y, claim, surrogate, epsilon=config.epsilon, seed=config.seed)
     tried = min(AUTOATTACKED, len(images)) if config.strong else 0

@@ -28,10 +28,12 @@ class Tracked(nn.Module):
         steps: int = 5,
         candidates: int = 5,
         slack: float = 0.7,
+        latents: Tensor | None = None,
     ) -> None:
+        """Args: latents: the best of each class, `[N, 10, 8]`, if they are known."""
         super().__init__()
         self.network, self.images, self.steps, self.candidates = network, images, steps, candidates
-        self.latents = network.search(images)
+        self.latents = network.search(images) if latents is None else latents.clone()
         logits = network.logits_at(images, self.latents)
         self.raised = slack * nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         self.eval()
@@ -51,16 +53,34 @@ class Tracked(nn.Module):
         return torch.cdist(images.flatten(1), self.images.flatten(1)).argmin(1)
 
 
-def tracked(search: Search, steps: int = 5, candidates: int = 5) -> Search:
-    """An attack on ABS that sees the real gradient at the best latents, which it keeps from step to step."""
+class Latents:
+    """The best latents of images; those asked for last are not looked for again."""
+
+    def __init__(self) -> None:
+        self.network = self.images = self.best = None
+
+    def __call__(self, network: AnalysisBySynthesis, images: Tensor) -> Tensor:
+        if network is not self.network or images is not self.images:
+            self.network, self.images, self.best = network, images, network.search(images)
+        return self.best
+
+
+def tracked(search: Search, steps: int = 5, candidates: int = 5, latents: Latents | None = None) -> Search:
+    """An attack on ABS that sees the real gradient at the best latents, which it keeps from step to step.
+
+    Attacks that are given the same `latents` begin there, and only the first one looks for them.
+    """
+    latents = Latents() if latents is None else latents
 
     def on_tracked(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return search(Tracked(network, images, steps, candidates), images, labels, generator)
+        begin = latents(network, images)
+        moving = Tracked(network, images, steps, candidates, latents=begin)
+        return search(moving, images, labels, generator)
 
     return on_tracked
 
 
-def towards(norm: Norm, others: int = 1, rounds: int = 9) -> Search:
+def towards(norm: Norm, others: int = 1, rounds: int = 9, rounds_back: int = 100) -> Search:
     """From what the image's class would draw towards what the nearest others would, as far as it takes.
 
     The difference of the two drawings is the gradient of the difference of the logits, for ABS at the best
@@ -80,7 +100,7 @@ def towards(norm: Norm, others: int = 1, rounds: int = 9) -> Search:
             way = (drawn[rows, other] - drawn[rows, labels])[:, None]
             found = bisect(network, images, labels, _along(images, way, norm), 1, rounds)
             if norm == "l0":
-                found = put_back(network, images, labels, found, generator)
+                found = put_back(network, images, labels, found, generator, rounds_back)
             size = distances(images, found, norm).masked_fill(~fooled(network, found, labels), torch.inf)
             best[size < least] = found[size < least]
             least = least.minimum(size)

@@ -167,7 +167,12 @@ def sparse(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.
 
 @torch.no_grad()
 def put_back(
-    network: nn.Module, images: Tensor, labels: Tensor, found: Tensor, generator: torch.Generator
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    found: Tensor,
+    generator: torch.Generator,
+    rounds: int = 100,
 ) -> Tensor:
     """Put back one changed pixel after the other, wherever the image stays adversarial (pointwise attack).
 
@@ -175,7 +180,9 @@ def put_back(
     """
     flat, original = found.flatten(1).clone(), images.flatten(1)
     left = torch.nonzero(fooled(network, found, labels))[:, 0]
-    while len(left):
+    for _ in range(rounds):
+        if not len(left):
+            break
         changed = flat[left] != original[left]
         order = (
             torch.rand(changed.shape, generator=generator)
