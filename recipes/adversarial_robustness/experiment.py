@@ -236,7 +236,7 @@ def defended(name: str, config: Config) -> Defence:
     def claim(target: nn.Module, seen: Tensor, truth: Tensor) -> Tensor:
         if name == "stale":  # what its article says 98 % of: made as for its training, and not clipped
             return attacks.fgsm(surrogate, seen, truth, config.epsilon, clip=False)
-        return attacks.pgd(target, seen, truth, config.epsilon, generator=generator)
+        return search.fixed_pgd(config.epsilon, steps=100, restarts=2)(target, seen, truth, generator)
 
     checks = checklist.run(network, x, y, claim, surrogate, epsilon=config.epsilon, seed=config.seed)
     tried = min(AUTOATTACKED, len(images)) if config.strong else 0

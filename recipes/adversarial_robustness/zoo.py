@@ -76,11 +76,13 @@ def _adversarial(build: Callable[[], nn.Module], **settings: float) -> Callable[
     return train
 
 
+_robust = functools.partial(networks.small, 32, 256)
+
 _one_step = _adversarial(
-    networks.small,
+    _robust,
     steps=1,
     step_size=0.25,
-    epochs=15,
+    epochs=30,
     batch=100,
     rises_until=0.4,
     falls_from=0.4,
@@ -100,8 +102,6 @@ def _abs(split: data.Split, seed: int) -> nn.Module:
     return analysis_by_synthesis.train(*tensors(split), seed=seed)
 
 
-_robust = functools.partial(networks.small, 32, 256)
-
 ENTRIES = {
     "scratch": Entry(networks.linear, _scratch, "the network of the attack from scratch"),
     "cnn": Entry(networks.chapter, _plain, "the chapter's CNN"),
@@ -110,7 +110,7 @@ ENTRIES = {
     "stale": Entry(
         networks.article, _article(defend=True), "the article's CNN after its adversarial training"
     ),
-    "fgsm": Entry(networks.small, _one_step, "one FGSM step from a random start"),
+    "fgsm": Entry(_robust, _one_step, "one FGSM step from a random start"),
     "pgd": Entry(_robust, _adversarial(_robust, steps=7, epochs=25), "PGD-7 adversarial training"),
     "certified": Entry(networks.normed, _interval, "interval bounds"),
 }
