@@ -732,7 +732,7 @@ def abs_network():
 def test_abs_gives_the_gradient_at_the_best_latents(abs_network):
     """By finite differences of the energy, searched anew on either side."""
     images = torch.from_numpy(data.channels_first(data.scale(data.load("mnist", "embedded").test.images[:2])))
-    latents = abs_network.search(images, steps=400)
+    latents = abs_network.search(images, descents=[(5, 400)])
     slopes = []
     for label in range(2):
         moving = images.clone().requires_grad_()
@@ -740,24 +740,24 @@ def test_abs_gives_the_gradient_at_the_best_latents(abs_network):
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     ends = [
         abs_network.logits_at(
-            images + h * direction, abs_network.search(images + h * direction, latents, 200)
+            images + h * direction, abs_network.search(images + h * direction, latents, [(5, 200)])
         )
         for h in (0.005, -0.005)
     ]
     by_difference = (ends[0] - ends[1]) / 0.01
     for label, slope in enumerate(slopes):
         expected = (slope * direction).sum((1, 2, 3))
-        likely = abs_network.logits_at(images, latents).topk(abs_network.candidates, 1).indices
+        likely = abs_network.logits_at(images, latents).topk(5, 1).indices
         rows = (likely == label).any(1)
         torch.testing.assert_close(by_difference[rows, label], expected[rows], rtol=0.05, atol=0.2)
 
 
 def test_abs_forgets_what_it_drew_before_its_weights_were_loaded(abs_network):
-    other = analysis_by_synthesis.AnalysisBySynthesis(samples=50, steps=0)
+    other = analysis_by_synthesis.AnalysisBySynthesis(samples=50, descents=())
     images = images_of(0, 2)
     before = other(images)
     other.load_state_dict(abs_network.state_dict())
-    fresh = analysis_by_synthesis.AnalysisBySynthesis(samples=50, steps=0)
+    fresh = analysis_by_synthesis.AnalysisBySynthesis(samples=50, descents=())
     fresh.load_state_dict(abs_network.state_dict())
     assert not torch.equal(before, other(images))
     assert torch.equal(fresh(images), other(images))
@@ -771,7 +771,7 @@ def test_abs_forward_has_that_gradient_and_a_search_never_gets_worse(abs_network
     slope = torch.autograd.grad(logits[:, 3].sum(), images)[0]
     drawn = abs_network.draw(latents)[:, 3:4]
     torch.testing.assert_close(slope, -2 * (images.detach() - drawn), atol=1e-4, rtol=1e-4)
-    begun = abs_network.logits_at(images, abs_network.search(images.detach(), steps=0))
+    begun = abs_network.logits_at(images, abs_network.search(images.detach(), descents=()))
     assert (logits >= begun - 1e-4).all()
     assert (latents.norm(dim=2) <= analysis_by_synthesis.LONGEST + 1e-4).all()
 

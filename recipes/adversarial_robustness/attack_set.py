@@ -38,7 +38,7 @@ def attacks_on(network: nn.Module, strong: bool = False) -> list[Attack]:
     if not strong:
         return [
             *chosen,
-            Attack("PGD Linf", "linf", least_pgd("linf", 20, 6)),
+            Attack("PGD Linf", "linf", least_pgd("linf", 10, 6)),
             Attack("sparse", "l0", sparse),
         ]
     chosen.append(Attack("DeepFool Linf", "linf", deepfool("linf")))

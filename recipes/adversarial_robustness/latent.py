@@ -32,7 +32,7 @@ class Tracked(nn.Module):
     ) -> None:
         """Args: latents: the best of each class, `[N, 10, 8]`, if they are known."""
         super().__init__()
-        self.network, self.images, self.steps, self.candidates = network, images, steps, candidates
+        self.network, self.images, self.descents = network, images, [(candidates, steps)]
         self.latents = network.search(images) if latents is None else latents.clone()
         logits = network.logits_at(images, self.latents)
         self.raised = slack * nn.functional.one_hot(logits.argmax(1), logits.shape[1])
@@ -41,7 +41,7 @@ class Tracked(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         now = images.detach()
         places = self._places(now)
-        latents = self.network.search(now, self.latents[places], self.steps, self.candidates)
+        latents = self.network.search(now, self.latents[places], self.descents)
         self.latents[places] = latents
         return self.network.logits_at(images, latents) + self.raised[places]
 

@@ -85,7 +85,7 @@ def nearer(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) ->
     def attempt(places: Tensor, share: Tensor) -> Tensor:
         return images[places].lerp(found[places], share.to(images.dtype).view(-1, 1, 1, 1))
 
-    return bisect(network, images, labels, attempt, 1)
+    return bisect(network, images, labels, attempt, 1, rounds=9)
 
 
 def one_step(norm: Norm) -> Search:
