@@ -243,8 +243,9 @@ ar.plot(holds)
 # The dashed lines are proved, image by image, by boxes and by CROWN (Zhang et al. 2018), which sends linear
 # functions back from the logits: it is *at least* that. For the interval network they stay near each other
 # up to 0.3, and nobody has to believe in the attack. For the others little is proved beyond small balls, and
-# the solid line is only as good as the attack. The checklist shows how good: Square, which uses no gradients,
-# may leave fewer images of the one-step network than PGD does.
+# the solid line is only as good as the attack. The checklist looks for how good: of these networks none of
+# its attacks leaves three points fewer than is claimed. AutoAttack, the strongest, does leave fewer, most of
+# all of the one-step network; the result card (`models/adversarial_robustness.json`) has the figures.
 
 # %%
 for name in ("pgd", "certified"):
@@ -257,7 +258,7 @@ for name in ("pgd", "certified"):
 #
 # - An accuracy under attack belongs to the attack as much as to the network. State both, and the number
 #   of images; a stronger attack may come. `--strong` adds AutoAttack and PGD with 100 steps and ten
-#   restarts; the result card (`models/adversarial_robustness.json`) has those figures.
+#   restarts.
 # - Only a proof holds against attacks that nobody knows yet; and it holds for one network, one norm,
 #   one radius, and arithmetic without rounding.
 # - Robust in one norm need not be robust in another (Schott et al. 2019), nor against a turned digit.
