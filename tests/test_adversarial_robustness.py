@@ -192,12 +192,14 @@ def test_bisection_finds_the_least_strength_that_does(seed, boundary):
             mean = images.flatten(1).mean(1)
             return torch.stack([boundary - mean, mean - boundary], 1)
 
-    images = torch.zeros(4, 1, 2, 2)
-    found = search.nearer(
-        Threshold().eval(), images, torch.zeros(4, dtype=torch.int64), torch.ones(4, 1, 2, 2)
+    network, images, labels = Threshold().eval(), torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    found = search.bisect(
+        *(network, images, labels), lambda _, strength: strength.view(-1, 1, 1, 1).expand(-1, 1, 2, 2), 1
     )
-    assert (found.flatten(1).mean(1) >= boundary).all()
-    assert (found.flatten(1).mean(1) <= boundary + 1 / 4000).all()
+    on_the_way = search.nearer(network, images, labels, torch.ones(4, 1, 2, 2))
+    for result, rounds in ((found, 12), (on_the_way, 9)):
+        assert (result.flatten(1).mean(1) >= boundary).all()
+        assert (result.flatten(1).mean(1) <= boundary + 2**-rounds + 1e-6).all()
 
 
 def test_estimated_gradients_are_those_of_a_linear_network():

@@ -56,7 +56,8 @@ def bisect(
 ) -> Tensor:
     """The adversarial of each image at the least strength at which an attempt succeeds, by bisection.
 
-    It is the least if whatever succeeds does so at every larger strength, too, and some small one else.
+    To 2^-`rounds` of the highest. It is the least if whatever succeeds does so at every larger strength, too,
+    and some small one else.
 
     Args:
         attempt: places `[n]` of images, strengths `[n]` -> what is tried for these, `[n, C, H, W]`.
@@ -80,7 +81,8 @@ def bisect(
 
 
 def nearer(network: nn.Module, images: Tensor, labels: Tensor, found: Tensor) -> Tensor:
-    """The point nearest to the image, on the straight line to an adversarial, that is one, too."""
+    """The point nearest to the image, on the straight line to an adversarial, that is one, too; to a 512th
+    of the way."""
 
     def attempt(places: Tensor, share: Tensor) -> Tensor:
         return images[places].lerp(found[places], share.to(images.dtype).view(-1, 1, 1, 1))
