@@ -25,10 +25,10 @@ class Config:
     attacked: int = 100
     """Test images of the defences' curves, from the first; clean and proved accuracy is of all."""
     strong: bool = False
-    """In the table, the whole attack set: on the CNN also Carlini and Wagner, boundary and estimated
-    gradients, on ABS also DeepFool and PGD, and longer searches; clean accuracies of all test images. The
-    stale defence on all test images. The others under AutoAttack on the first 1,000, and under PGD-100 with
-    10 restarts on all that are not proved safe."""
+    """In the table, the whole attack set: on the CNN also Carlini and Wagner, pointwise, boundary and
+    estimated gradients, on ABS also DeepFool and PGD, and longer searches; clean accuracies of all test
+    images. The stale defence on all test images. The others under AutoAttack on the first 1,000, and under
+    PGD-100 with 10 restarts on all that are not proved safe."""
     epsilon: float = 0.3
     """Linf radius of the defences' claims, in pixels from 0 to 1."""
     train: Literal["", "all", "scratch", "cnn", "abs", "undefended", "stale", "fgsm", "pgd", "certified"] = ""

@@ -178,7 +178,7 @@ def put_back(
 ) -> Tensor:
     """Put back one changed pixel after the other, wherever the image stays adversarial (pointwise attack).
 
-    In rounds, in random order, until a whole round puts nothing back; all images at once.
+    In random order, round after round until one puts nothing back, `rounds` at most; all images at once.
     """
     flat, original = found.flatten(1).clone(), images.flatten(1)
     left = torch.nonzero(fooled(network, found, labels))[:, 0]
