@@ -25,15 +25,15 @@ class Tracked(nn.Module):
         self,
         network: AnalysisBySynthesis,
         images: Tensor,
+        latents: Tensor,
         steps: int = 5,
         candidates: int = 5,
         slack: float = 0.7,
-        latents: Tensor | None = None,
     ) -> None:
-        """Args: latents: the best of each class, `[N, 10, 8]`, if they are known."""
+        """Args: latents: the best of each class for the images, `[N, 10, 8]`."""
         super().__init__()
         self.network, self.images, self.descents = network, images, [(candidates, steps)]
-        self.latents = network.search(images) if latents is None else latents.clone()
+        self.latents = latents.clone()
         logits = network.logits_at(images, self.latents)
         self.raised = slack * nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         self.eval()
@@ -73,8 +73,7 @@ def tracked(search: Search, steps: int = 5, candidates: int = 5, latents: Latent
     latents = Latents() if latents is None else latents
 
     def on_tracked(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        begin = latents(network, images)
-        moving = Tracked(network, images, steps, candidates, latents=begin)
+        moving = Tracked(network, images, latents(network, images), steps, candidates)
         return search(moving, images, labels, generator)
 
     return on_tracked
