@@ -349,6 +349,7 @@ BAD = {
     "pixels": ({"images": images_of(0) * 255}, "images must be in [0, 1]"),
     "not a number": ({"images": images_of(0) * float("nan")}, "images must be in [0, 1]"),
     "shape": ({"images": images_of(0)[:, 0]}, "images must be floats [N, channels, height, width]"),
+    "size": ({"images": images_of(0)[..., :20, :]}, "the network takes no images of [1, 20, 28]"),
     "integers": ({"images": (images_of(0) * 255).byte()}, "images must be floats"),
     "labels too large": ({"labels": torch.full((6,), 10)}, "labels must be from 0 to 9"),
     "negative labels": ({"labels": torch.full((6,), -1)}, "labels must be from 0 to 9"),

@@ -52,8 +52,12 @@ def check(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float | T
         raise ValueError(
             "the network is in training mode, where its answers depend on the batch: call .eval()"
         )
-    with torch.no_grad():
-        logits = network(images[:1])
+    try:
+        with torch.no_grad():
+            logits = network(images[:1])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the network takes no images of {list(images.shape[1:])}: {reason}") from error
     if logits.ndim != 2 or len(logits) != 1:
         raise ValueError(f"the network must give logits [N, classes], not {list(logits.shape)} for one image")
     if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
