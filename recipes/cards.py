@@ -64,6 +64,8 @@ class Plan:
     experiments: Sequence[Experiment]
     dataset: data.Name | None = None
     """What the experiments are run on; None if they need no data."""
+    quick: Any = None
+    """What the recipe runs without flags; its default config if not given."""
     benchmark: bool = False
     """Whether `benchmarks/<recipe>.py --json FILE` is run, too; its ratios go into the card."""
 
@@ -152,7 +154,7 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
         "command": f"make recipe-{plan.number}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "data": source,
-        "experiments": [_measure(experiment, run) for experiment in plan.experiments],
+        "experiments": [_measure(experiment, run, plan.quick) for experiment in plan.experiments],
         **({"benchmark": _benchmark(plan.recipe)} if plan.benchmark else {}),
         "environment": environment(),
     }
@@ -172,23 +174,28 @@ def _benchmark(recipe: str) -> dict[str, Any]:
         return json.loads(target.read_text("utf-8"))
 
 
-def _measure(experiment: Experiment, run: Callable[[Any], Any]) -> dict[str, Any]:
-    figures = []
+def _measure(experiment: Experiment, run: Callable[[Any], Any], quick: Any) -> dict[str, Any]:
+    figures: list[dict[str, float]] = []
+
+    def seconds(name: str, watched: float) -> float:
+        """Of all seeds; a run that went on from a checkpoint knows of the seconds before."""
+        return round(max(watched, sum(one.get(name, 0) for one in figures)), 3)
+
     with Stopwatch() as watch:
         for seed in experiment.seeds:
             print(f"{experiment.name}, seed {seed}", file=sys.stderr)
             figures.append(_figures(run(_with(experiment.config, data="real", seed=seed))))
     return {
         "name": experiment.name,
-        "flags": _flags(experiment.config),
+        "flags": _flags(experiment.config, quick or type(experiment.config)()),
         "config": _plain(_with(experiment.config, data="real")),
         "seeds": list(experiment.seeds),
         "shown": list(experiment.shown),
         "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
         "source": experiment.source,
         "published": experiment.published,
-        "wall_seconds": round(watch.wall, 3),
-        "cpu_seconds": round(watch.cpu, 3),
+        "wall_seconds": seconds("wall_seconds", watch.wall),
+        "cpu_seconds": seconds("cpu_seconds", watch.cpu),
     }
 
 
@@ -205,9 +212,9 @@ def _figures(result: Any) -> dict[str, float]:
     return {name: value for name, value in last.items() if isinstance(value, int | float)}
 
 
-def _flags(config: Any) -> str:
+def _flags(config: Any, default: Any) -> str:
     """The arguments that make this config out of the default one, for a shell."""
-    words, default = [], type(config)()
+    words = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = f"--{field.name.replace('_', '-')}"
