@@ -112,7 +112,14 @@ def bare(tmp_path) -> Path:
 
 def test_help_is_the_default_and_lists_every_target(bare):
     said = make(cwd=bare).stdout
-    targets = ["help", "setup", "recipes", *(f"recipe-{n}" for n in range(1, 7)), "notebooks"]
+    targets = [
+        "help",
+        "setup",
+        "recipes",
+        *(f"recipe-{n}" for n in range(1, 7)),
+        "recipe-1-flower",
+        "notebooks",
+    ]
     for target in [*targets, "test", "lint", "bench", "site", "lock", "clean"]:
         assert re.search(rf"^{target} +\S", said, re.MULTILINE), target
     assert not (bare / ".venv").exists()
@@ -175,7 +182,7 @@ def test_a_recipe_that_is_not_built_yet_says_so_and_fails(number, bare):
 
 def test_flags_pass_through_make(tmp_path):
     out = tmp_path / "out.json"
-    done = make("recipe-1", "DATA=embedded", "PROFILE=quick", f"ARGS=--rounds 2 --json '{out}'")
+    done = make("recipe-1", "DATA=embedded", "PROFILE=quick", f"ARGS=--no-table --rounds 2 --json '{out}'")
     assert done.returncode == 0, done.stderr
     assert "(embedded)" in done.stdout
     assert '"rounds": 2' in out.read_text()
@@ -197,7 +204,7 @@ def test_the_wheel_carries_code_registry_and_cards(tmp_path, python):
     done = python("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        str(tmp_path / "site" / "recipes" / "federated_averaging.py"),
+        str(tmp_path / "site" / "recipes" / "federated_averaging" / "__init__.py"),
         "embedded",
         f"{len(list(shipped('models').glob('*.json')))} ['cifar-100', 'fashion-mnist', 'mnist']",
     ]

@@ -1,0 +1,3 @@
+from recipes.federated_averaging.flower.launch import main
+
+main()
