@@ -109,7 +109,7 @@ lint: setup  ## Check style
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-bench: setup  ## Run each recipe beside its peers
+bench: setup $(FLOWER)  ## Run each recipe beside its peers
 	@for file in benchmarks/*.py; do $(PY) "$$file" || exit 1; done
 
 site: setup  ## Render the notebooks into site/

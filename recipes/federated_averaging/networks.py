@@ -6,7 +6,7 @@ and average.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,13 +25,15 @@ class Network(Protocol):
 
     size: int
     """How many parameters it has (P)."""
+    in_step: bool
+    """Whether `gradient` takes parameters and batches of many clients at once, `[K, P]` and `[K, B, …]`."""
 
     def initial(self, seed: int = 0) -> np.ndarray:
         """The parameters to begin with, `[P]` float32."""
 
-    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[int, float]:
+    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[Any, Any]:
         """Of the mean cross-entropy, into `out` `[P]`; how many answers were right, and the sum of the
-        cross-entropies in nats."""
+        cross-entropies in nats; of many clients `[K]` each."""
 
     def evaluate(self, parameters: np.ndarray, examples: Examples) -> tuple[float, float]:
         """Accuracy, and mean cross-entropy in nats."""
@@ -47,26 +49,26 @@ class SoftmaxRegression:
     """784 pixels to 10 classes: 7,850 parameters, zeros to begin with, as in the source chapter."""
 
     size = 7850
+    in_step = True
 
     def initial(self, seed: int = 0) -> np.ndarray:
         return np.zeros(self.size, np.float32)
 
     @staticmethod
     def unpack(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Views of the vector: weights `[784, 10]` and bias `[10]`."""
-        return parameters[:7840].reshape(784, 10), parameters[7840:]
+        """Views of the vector `[…, P]`: weights `[…, 784, 10]` and bias `[…, 10]`."""
+        return parameters[..., :7840].reshape(*parameters.shape[:-1], 784, 10), parameters[..., 7840:]
 
-    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[int, float]:
+    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[Any, Any]:
         weights, bias = self.unpack(parameters)
-        log_p = log_softmax(batch.pixels @ weights + bias)  # [B, 10] float32
-        row = np.arange(len(batch.labels))
-        right, loss = int((log_p.argmax(1) == batch.labels).sum()), -float(log_p[row, batch.labels].sum())
-        error = np.exp(log_p)  # the gradient of the loss with respect to the logits …
-        error[row, batch.labels] -= 1  # … is probability minus one-hot label
-        error /= np.float32(len(row))
+        log_p = log_softmax(batch.pixels @ weights + bias[..., None, :])  # […, B, 10] float32
+        true = np.eye(10, dtype=np.float32)[batch.labels]
+        right = (log_p.argmax(-1) == batch.labels).sum(-1)
+        loss = -(log_p * true).sum((-2, -1))
+        error = (np.exp(log_p) - true) / np.float32(true.shape[-2])  # probability minus one-hot label
         by_weights, by_bias = self.unpack(out)
-        np.matmul(batch.pixels.T, error, out=by_weights)
-        np.sum(error, axis=0, out=by_bias)
+        np.matmul(batch.pixels.swapaxes(-2, -1), error, out=by_weights)
+        np.sum(error, axis=-2, out=by_bias)
         return right, loss
 
     def evaluate(self, parameters: np.ndarray, examples: Examples) -> tuple[float, float]:
@@ -80,6 +82,7 @@ class ConvolutionalNetwork:
     """The CNN of McMahan et al. for MNIST: two 5x5 convolutions of 32 and 64 channels, each with 2x2 max
     pooling, 512 hidden units: 1,663,370 parameters."""
 
+    in_step = False
     shapes = ((32, 1, 5, 5), (32,), (64, 32, 5, 5), (64,), (512, 3136), (512,), (10, 512), (10,))
     size = sum(int(np.prod(shape)) for shape in shapes)
 
@@ -101,8 +104,14 @@ class ConvolutionalNetwork:
             start += count
         return parts
 
+    def images(self, pixels: np.ndarray):
+        """`[B, 784]` to `[B, 1, 28, 28]`, in memory with channels last: pooling is many times as fast so."""
+        import torch
+
+        return torch.from_numpy(pixels).view(-1, 28, 28, 1).permute(0, 3, 1, 2)
+
     def logits(self, parts, images):
-        """Weights and biases as `unpack` gives them, images `[B, 1, 28, 28]` -> `[B, 10]`."""
+        """Weights and biases as `unpack` gives them, images as `images` does -> `[B, 10]`."""
         from torch.nn import functional
 
         hidden = images
@@ -112,24 +121,22 @@ class ConvolutionalNetwork:
         hidden = functional.linear(hidden.flatten(1), *parts[4:6]).relu()
         return functional.linear(hidden, *parts[6:])
 
-    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[int, float]:
+    def gradient(self, parameters: np.ndarray, batch: Examples, out: np.ndarray) -> tuple[Any, Any]:
         import torch
 
-        out[:] = 0
-        leaves = self.unpack(torch.from_numpy(parameters))
-        for leaf, gradient in zip(leaves, self.unpack(torch.from_numpy(out)), strict=True):
-            leaf.requires_grad_().grad = gradient  # which backward adds to
+        leaves = [leaf.requires_grad_() for leaf in self.unpack(torch.from_numpy(parameters))]
         labels = torch.from_numpy(batch.labels.astype(np.int64))
-        logits = self.logits(leaves, torch.from_numpy(batch.pixels).view(-1, 1, 28, 28))
+        logits = self.logits(leaves, self.images(batch.pixels))
         loss = torch.nn.functional.cross_entropy(logits, labels)
-        loss.backward()
+        for part, gradient in zip(self.unpack(out), torch.autograd.grad(loss, leaves), strict=True):
+            part[:] = gradient
         return int((logits.argmax(1) == labels).sum()), float(loss) * len(labels)
 
     def evaluate(self, parameters: np.ndarray, examples: Examples) -> tuple[float, float]:
         import torch
 
         parts = self.unpack(torch.from_numpy(parameters))
-        images = torch.from_numpy(examples.pixels).view(-1, 1, 28, 28)
+        images = self.images(examples.pixels)
         with torch.no_grad():
             logits = torch.cat([self.logits(parts, part) for part in images.split(500)])
             labels = torch.from_numpy(examples.labels.astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from recipes.federated_averaging.networks import NETWORKS, Examples
 from recipes.federated_averaging.partition import partition
 from recipes.federated_averaging.robust import REVERSED_BY, turned
 from recipes.files import shipped
+
+COHORT = 16
+"""Clients that are trained in step with one another, at most."""
 
 
 class Update(NamedTuple):
@@ -128,7 +132,42 @@ def client_update(
             local -= gradient
             correct, loss, steps = correct + right, loss + lost, steps + 1
     local -= model
-    return Update(local, count, correct, loss, steps)
+    return Update(local, count, int(correct), float(loss), steps)
+
+
+def client_updates(
+    model: np.ndarray,
+    cohort: Sequence[Examples],
+    config: Config,
+    randoms: Sequence[np.random.Generator | None],
+    pulls: Sequence[Pull | None],
+) -> list[Update]:
+    """`client_update` of several clients that hold as many examples each, in step with one another: the same
+    up to rounding, and several times as fast for a small network.
+
+    Args:
+        cohort: the clients' data; `randoms` and `pulls` are theirs, in the same order.
+    """
+    network, count = NETWORKS[config.network], len(cohort[0].labels)
+    local = np.repeat(model[None], len(cohort), axis=0)  # [K, P]
+    gradient = np.empty_like(local)
+    correct, loss, steps = 0, 0.0, 0
+    for _ in range(config.local_epochs):
+        orders = [np.arange(count) if random is None else random.permutation(count) for random in randoms]
+        for start in range(0, count, config.batch_size):
+            places = [order[start : start + config.batch_size] for order in orders]
+            pixels = np.stack([one.pixels[mine] for one, mine in zip(cohort, places, strict=True)])
+            labels = np.stack([one.labels[mine] for one, mine in zip(cohort, places, strict=True)])
+            right, lost = network.gradient(local, Examples(pixels, labels), gradient)
+            for pull, one, row in zip(pulls, local, gradient, strict=True):
+                if pull is not None:
+                    row += pull(one)
+            gradient *= np.float32(config.learning_rate)
+            local -= gradient
+            correct, loss, steps = correct + right, loss + lost, steps + 1
+    local -= model
+    figures = zip(local, correct.tolist(), loss.tolist(), strict=True)
+    return [Update(change, count, right, lost, steps) for change, right, lost in figures]
 
 
 def take_part(
@@ -144,12 +183,57 @@ def take_part(
     All that it draws comes from the seed, the round and the client, so that it is the same in whichever
     thread, process or machine it is done.
     """
-    hostile = client < config.hostile
-    if hostile and config.poison == "labels":
-        examples = turned(examples)
-    random = None if config.partition == "halves" else np.random.default_rng((config.seed, 2, number, client))
-    update = client_update(model, examples, config, random, pull)
-    if hostile and config.poison == "signs":
+    examples = poisoned(client, examples, config)
+    update = client_update(model, examples, config, randomness(number, client, config), pull)
+    return disguised(client, update, config)
+
+
+def take_parts(
+    number: int,
+    takers: Sequence[int],
+    model: np.ndarray,
+    clients: Sequence[Examples],
+    config: Config,
+    algorithm: FedAvg,
+) -> list[Update]:
+    """`take_part` of several clients, those of as many examples in step with one another."""
+    updates: dict[int, Update] = {}
+    for group in _alike(takers, clients):
+        pulls = [algorithm.pull(client, model) for client in group]
+        if len(group) > 1 and NETWORKS[config.network].in_step:
+            cohort = [poisoned(client, clients[client], config) for client in group]
+            randoms = [randomness(number, client, config) for client in group]
+            found = client_updates(model, cohort, config, randoms, pulls)
+            updates |= {c: disguised(c, update, config) for c, update in zip(group, found, strict=True)}
+            continue
+        for client, pull in zip(group, pulls, strict=True):
+            updates[client] = take_part(number, client, model, clients[client], config, pull)
+    return [updates[client] for client in takers]
+
+
+def _alike(takers: Sequence[int], clients: Sequence[Examples]) -> list[list[int]]:
+    """The same, those of as many examples together, but no more than fit into a processor's cache."""
+    groups: dict[int, list[int]] = {}
+    for client in takers:
+        groups.setdefault(len(clients[client].labels), []).append(client)
+    return [each[start : start + COHORT] for each in groups.values() for start in range(0, len(each), COHORT)]
+
+
+def randomness(number: int, client: int, config: Config) -> np.random.Generator | None:
+    """From which a client draws the order of its examples in round `number`; None: the order stays."""
+    if config.partition == "halves":
+        return None
+    return np.random.default_rng((config.seed, 2, number, client))
+
+
+def poisoned(client: int, examples: Examples, config: Config) -> Examples:
+    """What a client trains on: its examples, or, if it is hostile so, these with labels turned around."""
+    return turned(examples) if client < config.hostile and config.poison == "labels" else examples
+
+
+def disguised(client: int, update: Update, config: Config) -> Update:
+    """What a client sends: its update, or, if it is hostile so, this reversed and longer."""
+    if client < config.hostile and config.poison == "signs":
         return update._replace(change=np.float32(-REVERSED_BY) * update.change)
     return update
 
@@ -201,13 +285,16 @@ def federated_rounds(
     with ThreadPoolExecutor(config.workers) as pool:
         for number in itertools.count(done + 1):
             takers = chosen(config, number)
-
-            def work(client: int, model: np.ndarray = model, number: int = number) -> Update:
-                return take_part(
-                    number, client, model, clients[client], config, algorithm.pull(client, model)
-                )
-
-            updates = list(pool.map(work, takers))
+            parts = np.array_split(takers, config.workers)
+            work = functools.partial(
+                take_parts,
+                number,
+                model=model,
+                clients=clients,
+                config=config,
+                algorithm=algorithm,
+            )
+            updates = [update for part in pool.map(work, parts) for update in part]
             for client, update in zip(takers, updates, strict=True):
                 algorithm.finished(client, update.change, update.steps * config.learning_rate)
             random = np.random.default_rng((config.seed, 3, number))
