@@ -191,7 +191,11 @@ def _measure(experiment: Experiment, run: Callable[[Any], Any], quick: Any) -> d
         "config": _plain(_with(experiment.config, data="real")),
         "seeds": list(experiment.seeds),
         "shown": list(experiment.shown),
-        "metrics": {name: _spread([one[name] for one in figures]) for name in figures[0]},
+        "metrics": {
+            name: _spread([one[name] for one in figures])
+            for name in figures[0]
+            if all(name in one for one in figures)
+        },
         "source": experiment.source,
         "published": experiment.published,
         "wall_seconds": seconds("wall_seconds", watch.wall),
@@ -251,7 +255,12 @@ def table() -> str:
         rows.append(f"| **{card['number']}. {card['question']}** | | | | | |")
         for experiment in card["experiments"]:
             runs = len(experiment["seeds"])
-            figures = [_shown(name, experiment["metrics"][name], runs) for name in experiment["shown"]]
+            figures = [
+                _shown(name, experiment["metrics"][name], runs)
+                if name in experiment["metrics"]
+                else f"{name.replace('_', ' ')} **none**"
+                for name in experiment["shown"]
+            ]
             flags = [f'ARGS="{experiment["flags"]}"'] if experiment["flags"] else []
             data_flag = ["DATA=real"] if card["data"] else []
             cells = [

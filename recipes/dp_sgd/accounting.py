@@ -89,11 +89,11 @@ class Ledger:
         if self.sampling == "shuffle":
             low, high = self.shuffle_bounds(delta)
             return (
-                f"({_up(high)}, {delta:g})-differentially private, at best ({low:.3g}, {delta:g}), if one "
-                f"example is replaced by one without a gradient: {mechanism}, on batches of {self.batch:,} "
-                f"out of {self.examples:,} shuffled examples; the batches were drawn so"
+                f"({rounded_up(high)}, {delta:g})-differentially private, at best ({low:.3g}, {delta:g}), if "
+                f"one example is replaced by one without a gradient: {mechanism}, on batches of "
+                f"{self.batch:,} out of {self.examples:,} shuffled examples; the batches were drawn so"
             )
-        pld, rdp = (_up(self.epsilon(delta, accountant)) for accountant in ("pld", "rdp"))
+        pld, rdp = (rounded_up(self.epsilon(delta, accountant)) for accountant in ("pld", "rdp"))
         return (
             f"({pld}, {delta:g})-differentially private by PLD, ({rdp}, {delta:g}) by RDP, if one "
             f"example is added or removed: {mechanism}, on Poisson batches, each example with probability "
@@ -151,7 +151,7 @@ def noise_for(
     return high
 
 
-def _up(number: float) -> str:
+def rounded_up(number: float) -> str:
     """Three digits, rounded up: what is stated must not be less than what is true."""
     if not 0 < number < math.inf:
         return f"{number:g}"

@@ -8,9 +8,11 @@ Who sees what: a client sees its own data and every global model; with two clien
         other's model, by subtraction. The server sees every client's change of the model in plaintext, and
         no image. That says where the images are, not what a change tells of them: every run gets images back
         from changes. With secure aggregation (`secure`) the server sees the sum of the changes and who took
-        part; with `noise` besides, whoever sees the global models cannot tell whether any one client took
-        part, up to epsilon; against the server, which knows who did, epsilon is larger, and is stated, too.
-        With `noise` alone the server still sees the changes.
+        part; of few clients the sum still gives images away. With `noise` besides, whoever sees the global
+        models cannot tell whether any one client took part, up to epsilon; against the server, which knows
+        who did, epsilon is larger, and is stated, too. It does not cover the training accuracies that are
+        printed beside, nor another client, which knows its own part of sealed noise. With `noise` alone the
+        server still sees the changes.
 Paper:  McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017,
         arXiv:1602.05629, Algorithm 1. The papers behind algorithms, partitions, attacks, secure aggregation,
         privacy and robust means are named in `algorithms`, `partition`, `leakage`, `secure_aggregation`,
@@ -36,8 +38,9 @@ from recipes.federated_averaging.experiment import Result, main, run
 from recipes.federated_averaging.leakage import (
     image_from_change,
     images_from_change,
+    images_from_sum,
+    one_by_one,
     reconstruction_mse,
-    seen_by_server,
 )
 from recipes.federated_averaging.networks import NETWORKS, Examples
 from recipes.federated_averaging.partition import partition
@@ -71,13 +74,14 @@ __all__ = [
     "flatten",
     "image_from_change",
     "images_from_change",
+    "images_from_sum",
     "main",
     "mean",
+    "one_by_one",
     "partition",
     "plot",
     "reconstruction_mse",
     "run",
-    "seen_by_server",
     "server_update",
     "take_part",
     "tff_rounds",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recipes.federated_averaging import privacy, robust
+from recipes.federated_averaging.algorithms import ALGORITHMS
 from recipes.federated_averaging.config import Config
 from recipes.federated_averaging.simulation import Update, mean
 
@@ -35,7 +36,7 @@ class Aggregator:
     """What the server saw of each client in the last round of secure aggregation, `[P]` uint32."""
 
     def __post_init__(self) -> None:
-        self.bytes_up = 4 * self.parameters
+        self.bytes_up = 4 * self.parameters * ALGORITHMS[self.config.algorithm].vectors
 
     def __call__(self, updates: Sequence[Update], random: np.random.Generator) -> np.ndarray:
         """Updates of a round -> the change `[P]` float32 that the server's step is made of.
@@ -53,7 +54,7 @@ class Aggregator:
             total = sum((self._summand(update) for update in updates), np.zeros(self.parameters))
             total += self._noise(random, config.noise * config.clip)
             return (total / self._weight(updates)).astype(np.float32)
-        return mean(updates)
+        return mean(updates, weighted=ALGORITHMS[config.algorithm].weighted)
 
     def _summand(self, update: Update) -> np.ndarray:
         """What a client adds to the sum, `[P]` float64; with `clip` every client counts alike."""
@@ -85,7 +86,7 @@ class Aggregator:
         if part:  # rounding makes a summand longer, by half a step in each coordinate at most
             part = privacy.noise_of_each(config, count, config.clip + np.sqrt(self.parameters) * step / 2)
             summands = [summand + self._noise(random, part) for summand in summands]
-        lost = random.choice(count, min(config.dropouts, (count - 1) // 2), replace=False).tolist()
+        lost = random.choice(count, privacy.lost_of(config, count), replace=False).tolist()
         sealed = sealing.aggregate(summands, step=step, lost=lost)
         plain = sum(summands[place] for place in sealed.here)
         self.error = max(self.error, float(np.abs(sealed.total - plain).max()) / step / len(sealed.here))

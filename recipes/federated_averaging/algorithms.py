@@ -20,6 +20,11 @@ Pull = Callable[[np.ndarray], np.ndarray]
 class FedAvg:
     """The server moves the model by the mean of the clients' changes."""
 
+    weighted = True
+    """Whether clients count by their numbers of examples."""
+    vectors = 1
+    """How many vectors `[P]` a client sends, and receives, in a round."""
+
     def __init__(
         self,
         parameters: int,
@@ -105,7 +110,11 @@ class FedProx(FedAvg):
 
 
 class Scaffold(FedAvg):
-    """Clients correct for where their own data would lead them, as far as it is not where all lead."""
+    """Clients correct for where their own data would lead them, as far as it is not where all lead. All count
+    alike."""
+
+    weighted = False
+    vectors = 2
 
     def pull(self, client: int, model: np.ndarray) -> Pull:
         correction = self.kept("all") - self.kept(f"client {client}")  # c - c_i in the paper

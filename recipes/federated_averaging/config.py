@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,8 @@ from recipes.data import Source
 Partition = Literal["halves", "iid", "dirichlet", "shards"]
 Name = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold"]
 Aggregate = Literal["mean", "median", "trimmed-mean", "krum"]
+LEAST_NOISE = 0.05
+"""Below it epsilon is in the thousands, and accountants leave their numbers' range."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Config:
     clients_per_round: int = 0
     """Clients that take part in a round (C · K in the paper); 0: all. With noise, as many as are expected."""
     alpha: float = 0.5
-    """Of the Dirichlet distribution, above 0: the smaller, the more clients differ."""
+    """Of the Dirichlet distribution, from 0.001: the smaller, the more clients differ."""
     algorithm: Name = "fedavg"
     """What clients add to their gradients, and what the server does with the mean of their changes."""
     rounds: int = 1
@@ -65,11 +66,13 @@ class Config:
     clip: float = 0.0
     """L2 norm to which a client's change is shortened, above 0; 0: it is not."""
     noise: float = 0.0
-    """Standard deviation of the Gaussian noise in the sum of changes, as a multiple of `clip`."""
+    """Standard deviation of the Gaussian noise in the sum of changes, as a multiple of `clip`, from 0.05; 0:
+    none."""
     delta: float = 1e-5
     """Of the privacy that is stated, between 0 and 1."""
     poison: Literal["none", "signs", "labels"] = "none"
-    """What hostile clients do: send their change reversed and tenfold, or train on labels turned around."""
+    """What hostile clients do: send their change reversed and tenfold, or train on labels turned around. They
+    keep to `clip`, which with `secure` nobody could check."""
     hostile: int = 0
     """How many clients are hostile, the first ones; trimmed mean and Krum are told so."""
     table: bool = False
@@ -92,10 +95,10 @@ class Config:
         _between("target", self.target, 0, 1)
         _between("seed", self.seed, 0, 2**63)
         _between("clients_per_round", self.clients_per_round, 0, self.clients, "which is how many there are")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}: a Dirichlet distribution needs one above 0")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta is {self.delta}: it must lie between 0 and 1")
+        _between("alpha", self.alpha, 1e-3, 1e6)
+        _between("delta", self.delta, 1e-100, 0.999)
+        if 0 < self.noise < LEAST_NOISE:
+            raise ValueError(f"noise is {self.noise}: below {LEAST_NOISE} it hides nothing; 0 is none")
         _between("hostile", self.hostile, 0, self.clients)
         _between(
             "dropouts", self.dropouts, 0, (self.sampled - 1) // 2, "fewer than half of a round's clients"
@@ -127,8 +130,16 @@ class Config:
             ),
             (self.dropouts and not self.secure, "dropouts are survived by secure aggregation: give secure"),
             (
-                self.algorithm == "scaffold" and privately,
+                self.secure and sampled - self.dropouts < 3,
+                f"with {self.dropouts} of {sampled} lost the sum is of fewer than three, and tells too much",
+            ),
+            (
+                self.algorithm == "scaffold" and (privately or self.aggregate != "mean"),
                 "scaffold sends a second vector, which nothing here hides or bounds",
+            ),
+            (
+                self.clip and self.aggregate != "mean",
+                f"clip is for the mean, and aggregate is {self.aggregate}: take one of both",
             ),
             (
                 bool(self.hostile) != (self.poison != "none"),
@@ -139,8 +150,8 @@ class Config:
                 f"a trimmed mean without {hostile} of {sampled} clients at each end has nothing left",
             ),
             (
-                self.aggregate == "krum" and sampled < hostile + 3,
-                f"Krum needs {hostile + 3} clients in a round if {hostile} may be hostile, not {sampled}",
+                self.aggregate == "krum" and sampled < 2 * hostile + 3,
+                f"Krum needs {2 * hostile + 3} clients in a round if {hostile} may be hostile, not {sampled}",
             ),
             (
                 self.engine == "tff" and not self._known_to_tff(),
@@ -161,9 +172,9 @@ class Config:
 
     @property
     def tolerated(self) -> int:
-        """Hostile clients in a round that trimmed mean and Krum allow for: twice as many as are drawn on
-        average, as there are more at times; rounded up."""
-        return -(-2 * self.hostile * self.sampled // self.clients)
+        """Hostile clients in a round that trimmed mean and Krum allow for: half as many again as are drawn on
+        average, as there are more at times, rounded up; but no more than there are."""
+        return min(self.hostile, -(-3 * self.hostile * self.sampled // (2 * self.clients)))
 
 
 def _between(name: str, value: float, low: float, high: float, why: str = "") -> None:

@@ -15,7 +15,7 @@ from recipes import cards
 from recipes.data import Dataset, load
 from recipes.federated_averaging import privacy, table
 from recipes.federated_averaging.aggregation import Aggregator
-from recipes.federated_averaging.algorithms import FedAvg
+from recipes.federated_averaging.algorithms import ALGORITHMS, FedAvg
 from recipes.federated_averaging.checkpoint import Progress, checkpoint_of
 from recipes.federated_averaging.config import Config
 from recipes.federated_averaging.leakage import reconstruction_mse
@@ -45,12 +45,15 @@ class Result:
     algorithm: str
     rounds: int
     """Rounds that were run."""
-    train_accuracy: tuple[float, ...]
-    """Share of right answers while the clients train, before each step, over all clients of the round."""
-    train_loss: tuple[float, ...]
+    train_accuracy: tuple[float | None, ...]
+    """Share of right answers while the clients train, before each step, over all clients of the round; None
+    if nobody took part."""
+    train_loss: tuple[float | None, ...]
     """Mean cross-entropy in nats, taken in the same way."""
     test_accuracy: tuple[float, ...]
     """The global model on all test images."""
+    best_test_accuracy: float
+    """The largest of them so far."""
     test_loss: tuple[float, ...]
     centralised_accuracy: tuple[float, ...]
     """On all test images: one model that is trained on the same examples in one place; empty for the CNN."""
@@ -63,8 +66,9 @@ class Result:
     """Against the server, which knows who took part; None without noise and secure aggregation."""
     delta: float | None
     reconstruction_mse: float
-    """Mean squared error of pixels in [0, 1] that an attacker gets back from what the server sees of a
-    client: of a hundred images, each held by one of its own, or of four that the CNN takes one step on."""
+    """Mean squared error of pixels in [0, 1] that an attacker gets back from what the server sees of each
+    client's change by itself: of a hundred images, each held by a client of its own, or of four that the CNN
+    takes one step on."""
     aggregate_error: float | None
     """With secure aggregation: the largest distance of the mean change from the plain one, in quantisation
     steps; rounding leaves half a step at most."""
@@ -117,6 +121,7 @@ def run(config: Config) -> Result:
         train_accuracy=train_accuracy,
         train_loss=train_loss,
         test_accuracy=test_accuracy,
+        best_test_accuracy=max(test_accuracy),
         test_loss=test_loss,
         centralised_accuracy=() if config.network == "cnn" else centralised,
         rounds_to_target=_first(test_accuracy, config.target),
@@ -128,7 +133,7 @@ def run(config: Config) -> Result:
         reconstruction_mse=reconstruction_mse(clients[0], config),
         aggregate_error=max(error) if config.secure else None,
         bytes_up=max(up),
-        bytes_down=max(down) + progress.model.nbytes,
+        bytes_down=max(down) + progress.model.nbytes * ALGORITHMS[config.algorithm].vectors,
         table=table.rows(data, config) if config.table else (),
         wall_seconds=sum(wall),
         cpu_seconds=sum(cpu),
@@ -157,6 +162,8 @@ def _train(config: Config, data: Dataset, clients: Sequence[Examples], path: Pat
             with cards.Stopwatch() as watch:
                 step = next(rounds)
                 row = [step.train_accuracy, step.train_loss, *network.evaluate(step.model, test)]
+                if not np.isfinite(row[3]):
+                    raise ValueError(f"training diverged in round {len(history) + 1}: take smaller steps")
                 row.append(_pooled_accuracy(config, clients, step, progress, test))
             costs = aggregator.bytes_up, aggregator.bytes_down, aggregator.error
             history.append([*row, watch.wall, watch.cpu, *costs])
@@ -280,7 +287,7 @@ def main() -> None:
                 shown=("reconstruction_mse",),
             ),
             cards.Experiment(
-                "the same on what the server sees of secure aggregation, where 3 of 10 clients are lost",
+                "single images from sealed changes, each by itself; 3 of 10 clients are lost",
                 dataclasses.replace(small, secure=True, dropouts=3),
                 shown=("reconstruction_mse", "test_accuracy", "aggregate_error", "bytes_up"),
             ),

@@ -14,6 +14,7 @@ import numpy as np
 from recipes.federated_averaging.aggregation import FEWEST
 from recipes.federated_averaging.config import Config
 from recipes.federated_averaging.networks import NETWORKS, ConvolutionalNetwork, Examples, SoftmaxRegression
+from recipes.federated_averaging.privacy import shortened
 from recipes.federated_averaging.simulation import client_update
 
 IMAGES, BATCH = 100, 4
@@ -86,7 +87,7 @@ def images_from_change(
     network = ConvolutionalNetwork()
     labels = torch.from_numpy(labels_from_change(change, count))
     target = -torch.from_numpy(change.astype(np.float32))
-    target = target / target.norm()
+    target = target / target.norm().clamp(min=1e-30)
     leaves = [leaf.requires_grad_() for leaf in network.unpack(torch.from_numpy(model.copy()))]
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand((count, 1, 28, 28), generator=generator).requires_grad_()
@@ -107,8 +108,30 @@ def images_from_change(
     return images.detach().flatten(1).numpy(), labels.numpy()
 
 
-def seen_by_server(changes: Sequence[np.ndarray], config: Config) -> list[np.ndarray]:
-    """What the server sees of each client's change `[P]`: the change, or with `secure` what covers it."""
+def images_from_sum(total: np.ndarray, labels: Sequence[int], rate: float) -> np.ndarray:
+    """The images of clients that each took one step on one of their own, from the sum of their changes: what
+    secure aggregation does not hide.
+
+    Of an untrained softmax regression class j's weights have moved by `rate * sum (y_j - 1/10) x` over all
+    images x: ten equations, which a few images of different classes solve.
+
+    Args:
+        total: `[7850]`.
+        labels: of the images, all different; fewer than ten.
+
+    Returns:
+        Pixels `[len(labels), 784]` float64, in the order of the labels.
+    """
+    weights, _ = SoftmaxRegression.unpack(np.asarray(total, np.float64))
+    moved = rate * (np.eye(10)[:, list(labels)] - 0.1)  # [10, images]
+    return np.linalg.lstsq(moved, weights.T, rcond=None)[0]
+
+
+def one_by_one(changes: Sequence[np.ndarray], config: Config) -> list[np.ndarray]:
+    """What the server sees of each client's change `[P]` by itself: the change, shortened with `clip`, or
+    with `secure` what covers it. Noise does not count: the server adds it, or it is covered, too."""
+    if config.clip:
+        changes = [shortened(change, config.clip) for change in changes]
     if not config.secure:
         return list(changes)
     from recipes.federated_averaging import secure_aggregation as sealing
@@ -124,21 +147,22 @@ def seen_by_server(changes: Sequence[np.ndarray], config: Config) -> list[np.nda
 
 
 def reconstruction_mse(examples: Examples, config: Config) -> float:
-    """Mean squared error of pixels in [0, 1] that an attacker at the server gets back.
+    """Mean squared error of pixels in [0, 1] that an attacker gets back from what the server sees of each
+    client's change by itself; a sum of few may still tell much, see `images_from_sum`.
 
     Of softmax regression the first hundred images, each held by a client of its own; of the CNN the first
     four, a client's only batch.
     """
-    model = NETWORKS[config.network].initial(config.seed)
+    model, small = NETWORKS[config.network].initial(config.seed), _one_step(config)
     if config.network == "cnn":
         batch = Examples(examples.pixels[:BATCH], examples.labels[:BATCH])
-        change = client_update(model, batch, _one_step(config)).change
-        pixels, _ = images_from_change(model, seen_by_server([change], config)[0], len(batch.labels))
+        (seen,) = one_by_one([client_update(model, batch, small).change], config)
+        pixels, _ = images_from_change(model, seen, len(batch.labels))
         orders = itertools.permutations(range(len(pixels)))
         return min(_mse(pixels[list(order)], batch.pixels) for order in orders)
     alone = zip(examples.pixels[:IMAGES, None], examples.labels[:IMAGES, None], strict=True)
-    changes = [client_update(model, Examples(*one), _one_step(config)).change for one in alone]
-    found = [image_from_change(seen)[0] for seen in seen_by_server(changes, config)]
+    changes = [client_update(model, Examples(*one), small).change for one in alone]
+    found = [image_from_change(seen)[0] for seen in one_by_one(changes, config)]
     return _mse(np.nan_to_num(np.stack(found)).clip(0, 1), examples.pixels[: len(found)])
 
 

@@ -1,6 +1,6 @@
 """Who holds which examples: equal parts, or parts that differ as those of real clients do.
 
-Papers: McMahan et al., 2017, arXiv:1602.05629 (shards); Hsu, Qi and Brown, 2019, arXiv:1909.06335
+Papers: McMahan et al., 2017, arXiv:1602.05629 (shards); Yurochkin et al., 2019, arXiv:1905.12022
 (Dirichlet).
 """
 

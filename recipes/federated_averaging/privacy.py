@@ -25,9 +25,14 @@ def shortened(change: np.ndarray, clip: float) -> np.ndarray:
 
 
 def noise_of_each(config: Config, clients: int, clip: float) -> float:
-    """Standard deviation of what each of so many clients adds, so that their sum is noisy enough even if as
-    many of them are lost as may be."""
-    return config.noise * clip / math.sqrt(max(clients - config.dropouts, 1))
+    """Standard deviation of what each of so many clients adds, so that the sum of those who are left has just
+    the noise that is accounted for."""
+    return config.noise * clip / math.sqrt(clients - lost_of(config, clients))
+
+
+def lost_of(config: Config, clients: int) -> int:
+    """How many of so many clients in a round are lost."""
+    return min(config.dropouts, (clients - 1) // 2)
 
 
 def epsilon(config: Config, rounds: int) -> float:

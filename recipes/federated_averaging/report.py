@@ -25,9 +25,9 @@ def describe(result: Result) -> str:
         + ("   trained in one place" if result.centralised_accuracy else ""),
     ]
     for place in _places(result.rounds):
-        columns = result.train_accuracy, result.train_loss, result.test_accuracy
-        figures = (column[place] for column in columns)
-        line = "{:5}   {:14.6f}   {:10.6f}   {:13.4f}".format(place + 1, *figures)
+        train = (result.train_accuracy[place], result.train_loss[place])
+        shown = ["–" if figure is None else f"{figure:.6f}" for figure in train]
+        line = f"{place + 1:5}   {shown[0]:>14}   {shown[1]:>10}   {result.test_accuracy[place]:13.4f}"
         alone = f"   {result.centralised_accuracy[place]:20.4f}" if result.centralised_accuracy else ""
         lines.append(line + alone)
     if result.rounds_to_target:
@@ -57,6 +57,8 @@ def _wire(result: Result) -> str:
 
 def _leak(result: Result) -> str:
     asked = "a client's batch of four images" if result.network == "cnn" else "a client with a single image"
+    if result.aggregate_error is not None:
+        asked = f"{asked}, sealed and by itself,"
     return (
         f"Out of what the server sees of {asked} an attacker gets pixels back with a mean squared error of"
         f" {result.reconstruction_mse:.1e}."
@@ -64,12 +66,14 @@ def _leak(result: Result) -> str:
 
 
 def _privacy(result: Result) -> str:
+    from recipes.dp_sgd.accounting import rounded_up
+
     server = "to it every change is in the clear"
     if result.epsilon_against_server is not None:
-        server = f"epsilon is {result.epsilon_against_server:.3g} against it"
+        server = f"epsilon is {rounded_up(result.epsilon_against_server)} against it"
     return (
-        f"({result.epsilon:.3g}, {result.delta:g})-differentially private by PLD, if a client is added or"
-        f" removed: {result.rounds} rounds of the Gaussian mechanism, clients drawn one by one. The server"
+        f"({rounded_up(result.epsilon)}, {result.delta:g})-differentially private by PLD, if a client comes"
+        f" or goes: {result.rounds} rounds of the Gaussian mechanism, clients drawn one by one. The server"
         f" knows who took part; {server}. Whoever has the seed takes the noise away again."
     )
 

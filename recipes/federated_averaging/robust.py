@@ -40,11 +40,13 @@ def krum(changes: np.ndarray, hostile: int) -> np.ndarray:
     """The one change whose m - hostile - 2 nearest others are nearest to it.
 
     Raises:
-        ValueError: there are no such neighbours.
+        ValueError: m is less than 2 hostile + 3, with which hostile ones could stand together.
     """
+    if len(changes) < 2 * hostile + 3:
+        raise ValueError(
+            f"{hostile} hostile of {len(changes)} clients: Krum needs at least {2 * hostile + 3}"
+        )
     neighbours = len(changes) - hostile - 2
-    if neighbours < 1:
-        raise ValueError(f"{hostile} hostile of {len(changes)} clients: Krum needs at least {hostile + 3}")
     products = changes @ changes.T
     squares = np.diag(products)
     apart = np.maximum(squares[:, None] + squares - 2 * products, 0)
@@ -61,6 +63,8 @@ def robust_mean(kind: str, changes: np.ndarray, hostile: int) -> np.ndarray:
     Raises:
         ValueError: too many are, or there is no such kind.
     """
+    there = np.isfinite(changes).all(axis=1, keepdims=True)
+    changes = np.where(there, changes, 0).astype(np.float64)  # who sends no numbers has sent nothing
     match kind:
         case "median":
             result = median(changes)

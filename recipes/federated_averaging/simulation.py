@@ -42,8 +42,9 @@ class Round(NamedTuple):
 
     model: np.ndarray
     """`[P]` float32."""
-    train_accuracy: float
-    train_loss: float
+    train_accuracy: float | None
+    """None if nobody took part, as may happen with Poisson sampling."""
+    train_loss: float | None
     clients: tuple[int, ...]
     """Which ones took part."""
 
@@ -190,33 +191,32 @@ def take_part(
 
 def take_parts(
     number: int,
-    takers: Sequence[int],
+    group: Sequence[int],
     model: np.ndarray,
     clients: Sequence[Examples],
     config: Config,
     algorithm: FedAvg,
 ) -> list[Update]:
-    """`take_part` of several clients, those of as many examples in step with one another."""
-    updates: dict[int, Update] = {}
-    for group in _alike(takers, clients):
-        pulls = [algorithm.pull(client, model) for client in group]
-        if len(group) > 1 and NETWORKS[config.network].in_step:
-            cohort = [poisoned(client, clients[client], config) for client in group]
-            randoms = [randomness(number, client, config) for client in group]
-            found = client_updates(model, cohort, config, randoms, pulls)
-            updates |= {c: disguised(c, update, config) for c, update in zip(group, found, strict=True)}
-            continue
-        for client, pull in zip(group, pulls, strict=True):
-            updates[client] = take_part(number, client, model, clients[client], config, pull)
-    return [updates[client] for client in takers]
+    """`take_part` of a cohort."""
+    pulls = [algorithm.pull(client, model) for client in group]
+    with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told so by its loss
+        if len(group) == 1:
+            (client,) = group
+            return [take_part(number, client, model, clients[client], config, *pulls)]
+        examples = [poisoned(client, clients[client], config) for client in group]
+        randoms = [randomness(number, client, config) for client in group]
+        updates = client_updates(model, examples, config, randoms, pulls)
+        return [disguised(client, update, config) for client, update in zip(group, updates, strict=True)]
 
 
-def _alike(takers: Sequence[int], clients: Sequence[Examples]) -> list[list[int]]:
-    """The same, those of as many examples together, but no more than fit into a processor's cache."""
+def cohorts(takers: Sequence[int], clients: Sequence[Examples], config: Config) -> list[list[int]]:
+    """Clients that are trained in step with one another: of as many examples each, and no more than fit into
+    a processor's cache. If the network cannot do that, each by itself."""
+    size = COHORT if NETWORKS[config.network].in_step else 1
     groups: dict[int, list[int]] = {}
     for client in takers:
         groups.setdefault(len(clients[client].labels), []).append(client)
-    return [each[start : start + COHORT] for each in groups.values() for start in range(0, len(each), COHORT)]
+    return [each[start : start + size] for each in groups.values() for start in range(0, len(each), size)]
 
 
 def randomness(number: int, client: int, config: Config) -> np.random.Generator | None:
@@ -238,18 +238,20 @@ def disguised(client: int, update: Update, config: Config) -> Update:
     return update
 
 
-def mean(updates: Sequence[Update], random: np.random.Generator | None = None) -> np.ndarray:
-    """The clients' changes averaged, weighted by their numbers of examples: `[P]` float32.
+def mean(
+    updates: Sequence[Update], random: np.random.Generator | None = None, *, weighted: bool = True
+) -> np.ndarray:
+    """The clients' changes averaged, weighted by their numbers of examples or not: `[P]` float32.
 
     Raises:
         ValueError: there are no updates.
     """
-    total = sum(update.examples for update in updates)
-    if not total:
+    if not updates:
         raise ValueError("no client has sent an update: there is nothing to average")
+    weights = [update.examples if weighted else 1 for update in updates]
     change = np.zeros(updates[0].change.shape)
-    for update in updates:
-        change += (update.examples / total) * update.change
+    for update, weight in zip(updates, weights, strict=True):
+        change += (weight / sum(weights)) * update.change
     return change.astype(np.float32)
 
 
@@ -268,40 +270,43 @@ def server_update(
 def federated_rounds(
     clients: Sequence[Examples],
     config: Config,
-    aggregate: Aggregate = mean,
+    aggregate: Aggregate | None = None,
     algorithm: FedAvg | None = None,
     start: tuple[int, np.ndarray] | None = None,
 ) -> Iterator[Round]:
     """Federated averaging, or what `config.algorithm` makes of it: an endless run of rounds.
 
     Args:
+        aggregate: how changes become one; None: their mean.
         algorithm: with what it remembers; None: a new one.
         start: the rounds that have been run, and the model that they led to; None: none, and the network's
             initial one.
     """
     algorithm = algorithm or new_algorithm(config)
+    aggregate = aggregate or functools.partial(mean, weighted=algorithm.weighted)
     done, model = start or (0, NETWORKS[config.network].initial(config.seed))
 
     with ThreadPoolExecutor(config.workers) as pool:
         for number in itertools.count(done + 1):
             takers = chosen(config, number)
-            parts = np.array_split(takers, config.workers)
             work = functools.partial(
-                take_parts,
-                number,
-                model=model,
-                clients=clients,
-                config=config,
-                algorithm=algorithm,
+                take_parts, number, model=model, clients=clients, config=config, algorithm=algorithm
             )
-            updates = [update for part in pool.map(work, parts) for update in part]
+            groups = cohorts(takers, clients, config)
+            found = dict(
+                pair
+                for group, updates in zip(groups, pool.map(work, groups), strict=True)
+                for pair in zip(group, updates, strict=True)
+            )
+            updates = [found[client] for client in takers]
             for client, update in zip(takers, updates, strict=True):
                 algorithm.finished(client, update.change, update.steps * config.learning_rate)
             random = np.random.default_rng((config.seed, 3, number))
             model = server_update(model, updates, algorithm, aggregate, random)
-            seen = sum(update.examples for update in updates) * config.local_epochs or 1
+            seen = sum(update.examples for update in updates) * config.local_epochs
             correct, lost = sum(update.correct for update in updates), sum(update.loss for update in updates)
-            yield Round(model, correct / seen, lost / seen, tuple(takers))
+            figures = (correct / seen, lost / seen) if seen else (None, None)
+            yield Round(model, *figures, tuple(takers))
 
 
 def new_algorithm(config: Config) -> FedAvg:
