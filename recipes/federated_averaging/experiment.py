@@ -264,19 +264,6 @@ def main() -> None:
                 seeds=range(5),
             ),
             cards.Experiment(
-                "McMahan's CNN to 99 %, equal parts",
-                paper,
-                shown=("rounds_to_target", "cpu_seconds"),
-                seeds=range(3),
-                published="20 rounds (McMahan 2017)",
-            ),
-            cards.Experiment(
-                "the same with two shards of the sorted images a client",
-                dataclasses.replace(paper, partition="shards", learning_rate=0.05),
-                shown=("rounds_to_target", "cpu_seconds"),
-                published="229 rounds (McMahan 2017)",
-            ),
-            cards.Experiment(
                 "an image back from the update of a client that holds it alone",
                 Config(),
                 shown=("reconstruction_mse",),
@@ -305,6 +292,19 @@ def main() -> None:
             cards.Experiment("100 honest clients, 10 a round", small, shown=("test_accuracy",)),
             *(under_attack(aggregate, "iid") for aggregate in ("mean", "median", "trimmed-mean", "krum")),
             *(under_attack(aggregate, "shards") for aggregate in ("mean", "median", "trimmed-mean", "krum")),
+            cards.Experiment(
+                "McMahan's CNN to 99 %, equal parts",
+                paper,
+                shown=("rounds_to_target", "cpu_seconds"),
+                seeds=range(3),
+                published="20 rounds (McMahan 2017)",
+            ),
+            cards.Experiment(
+                "the same with two shards of the sorted images a client",
+                dataclasses.replace(paper, partition="shards", learning_rate=0.05, rounds=250),
+                shown=("rounds_to_target", "best_test_accuracy", "cpu_seconds"),
+                published="229 rounds (McMahan 2017)",
+            ),
         ),
     )
     profiles = {"quick": quick, "full": Config(engine="tff", order="chapter", rounds=10, table=True)}
