@@ -389,7 +389,7 @@ print(f"and {rounded_up(both.epsilon_against_server)} against the server")
 
 # %% [markdown]
 # Why is the last one larger? The server knows who took part in which round, so that drawing clients
-# at random hides nobody from it; only the noise does. Most simulations leave this figure out.
+# at random hides nobody from it; only the noise does.
 #
 # ## It is attacked
 #
@@ -447,7 +447,7 @@ print(path.read_text("utf-8").split("app = ClientApp()")[1].split("def _packed")
 # on several machines stands in `recipes/federated_averaging/flower/README.md`.
 #
 # And how fast is the simulation? Beside TFF and Flower's simulation engine, on the same batches and to the
-# same weights, all three at their fastest (`make bench`; above 1: faster than the peer):
+# same weights, all three at the fastest settings found (`make bench`; above 1: faster than the peer):
 
 # %%
 for peer, ratios in card["benchmark"]["ratios"].items():

@@ -27,7 +27,7 @@ Expect: Alice and Bob, one round on Fashion-MNIST, softmax regression from zeros
         which the chapter's loader served the images; 0.7872 and 0.7888 on the test images. The table: rounds
         to 80 % with 100 clients, seed 0, equal parts and two shards each: FedSGD 239 and 225, E = 5 with
         B = 10 3 and 58. Half a minute; another half with TFF. The paper's CNN reaches 99 % of MNIST after
-        24, 20 and 20 rounds (seeds 0 to 2, half an hour each on one core); with two shards a client not
+        24, 20 and 20 rounds (seeds 0 to 2, 700 CPU seconds each); with two shards a client not
         within 250 (98.98 % at best), where the paper reports 229. A processor that rounds otherwise may
         need a few more or fewer.
 Command: python -m recipes.federated_averaging --rounds 10 --plot federated.png

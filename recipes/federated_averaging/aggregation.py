@@ -9,13 +9,11 @@ import numpy as np
 
 from recipes.federated_averaging import privacy, robust
 from recipes.federated_averaging.algorithms import ALGORITHMS
-from recipes.federated_averaging.config import Config
+from recipes.federated_averaging.config import FEWEST, Config
 from recipes.federated_averaging.simulation import Update, mean
 
 WIDEST = 1.0
 """How far a parameter may move in a round of secure aggregation without `clip`."""
-FEWEST = 3
-"""Clients in a round of secure aggregation: of two, each would know the other's change from the sum."""
 
 
 @dataclass

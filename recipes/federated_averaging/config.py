@@ -11,8 +11,10 @@ from recipes.data import Source
 Partition = Literal["halves", "iid", "dirichlet", "shards"]
 Name = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold"]
 Aggregate = Literal["mean", "median", "trimmed-mean", "krum"]
+FEWEST = 3
+"""Clients in a round of secure aggregation: of two, each would know the other's change from the sum."""
 LEAST_NOISE = 0.05
-"""Below it epsilon is in the thousands, and accountants leave their numbers' range."""
+"""Below it accountants leave their numbers' range."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,13 @@ class Config:
                 f"aggregate {self.aggregate} needs to see each client's change, and secure hides them",
             ),
             (
-                self.secure and not 3 <= sampled <= most,
-                f"clients_per_round is {sampled}: secure aggregation is for 3 to {most}"
+                self.secure and not FEWEST <= sampled <= most,
+                f"clients_per_round is {sampled}: secure aggregation is for {FEWEST} to {most}"
                 + (", as with noise their number varies" if self.noise else ""),
             ),
             (self.dropouts and not self.secure, "dropouts are survived by secure aggregation: give secure"),
             (
-                self.secure and sampled - self.dropouts < 3,
+                self.secure and sampled - self.dropouts < FEWEST,
                 f"with {self.dropouts} of {sampled} lost the sum is of fewer than three, and tells too much",
             ),
             (

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipes.federated_averaging.aggregation import FEWEST
-from recipes.federated_averaging.config import Config
+from recipes.federated_averaging.config import FEWEST, Config
 from recipes.federated_averaging.networks import NETWORKS, ConvolutionalNetwork, Examples, SoftmaxRegression
 from recipes.federated_averaging.privacy import shortened
 from recipes.federated_averaging.simulation import client_update

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from recipes.federated_averaging.config import FEWEST
 from recipes.secret_sharing.field import Draw, Field
 from recipes.secret_sharing.schemes import Shamir
 
@@ -244,7 +245,7 @@ def aggregate(
         ValueError: fewer than three clients, or too few are left.
     """
     count = len(vectors)
-    if count < 3:
+    if count < FEWEST:
         raise ValueError(f"{count} clients: with fewer than three, one knows the other's vector from the sum")
     scheme = Shamir(count, FIELD, threshold=count // 2)
     clients = [Client(number, scheme, draw) for number in range(count)]

@@ -12,8 +12,8 @@ Who sees what: what the recipe says. The SuperLink and the server's app see ever
 Paper:  Beutel et al., "Flower: A Friendly Federated Learning Research Framework", 2020, arXiv:2007.14390.
 Status: reference, for softmax regression and the plain mean; without secure aggregation and noise, for which
         clients would need to talk to each other.
-Expect: Alice and Bob, three rounds: the weights of the simulation, at a distance of at most 1e-6. A minute of
-        CPU, nearly all of which Flower takes to start its processes, one for each client in each round. A
+Expect: Alice and Bob, three rounds: the weights of the simulation, at a distance of at most 1e-6. Half a
+        minute, nearly all of which Flower takes to start its processes, one for each client in each round. A
         client whose SuperNode dies is left out from then on; the first round without it waits `--patience`
         seconds.
 Command: make recipe-1-flower
