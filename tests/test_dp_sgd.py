@@ -885,7 +885,7 @@ def test_guesses_about_a_gaussian_keep_to_the_one_run_bounds():
         order = np.argsort(-(there + random.normal(0, 1, canaries)))
         right, count = audit._right(there[order], guessed)
         by_curve += audit._too_many_right(right, count, canaries, 0.05, curve)
-        by_epsilon += audit._one_run_any(right, count, canaries, 0.05, 1e-5) > stated
+        by_epsilon += audit.one_run_bound(right, count, canaries, 0.05, 1e-5) > stated
     assert by_curve <= 50
     assert by_epsilon <= 50
 
@@ -894,7 +894,7 @@ def test_perfect_guesses_are_too_many():
     curve = tradeoff.Curve(1.0, 1.0, 1)
     assert audit._too_many_right(60, 60, 200, 0.05, curve)
     assert not audit._too_many_right(30, 60, 200, 0.05, curve)
-    assert audit._one_run_any(60, 60, 200, 0.05, 0.0) == pytest.approx(
+    assert audit.one_run_bound(60, 60, 200, 0.05, 0.0) == pytest.approx(
         -math.log(0.05 ** (-1 / 60) - 1), abs=2e-3
     )
 

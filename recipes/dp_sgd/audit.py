@@ -277,10 +277,10 @@ def one_run(attack: Attack, canaries: int, parts: Parts | None = None) -> Bound:
     error = (1 - attack.confidence) / len(_SHARES)
     counts = [(right, guessed) for _, (right, guessed) in guesses]
     ledger = replace(attack.ledger(), steps=trainer.ledger.steps)
-    best = max(counts, key=lambda count: _one_run_any(*count, canaries, error, attack.delta))
+    best = max(counts, key=lambda count: one_run_bound(*count, canaries, error, attack.delta))
     return Bound(
         stated=ledger.epsilon(attack.delta),
-        any_mechanism=_one_run_any(*best, canaries, error, attack.delta),
+        any_mechanism=one_run_bound(*best, canaries, error, attack.delta),
         this_mechanism=tradeoff.least_epsilon(
             ledger,
             attack.delta,
@@ -299,7 +299,7 @@ def _right(there: np.ndarray, guessed: int) -> tuple[int, int]:
     return int(there[:each].sum() + (~there[-each:]).sum()), 2 * each
 
 
-def _one_run_any(right: int, guessed: int, canaries: int, error: float, delta: float) -> float:
+def one_run_bound(right: int, guessed: int, canaries: int, error: float, delta: float) -> float:
     """The epsilon up to which so many right guesses have a chance below `error` (Steinke et al. 2023)."""
     low, high = 0.0, 30.0
     if _chance(right, guessed, canaries, low, delta) >= error:

@@ -1,0 +1,3 @@
+from recipes.membership_inference import main
+
+main()

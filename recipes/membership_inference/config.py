@@ -1,0 +1,116 @@
+"""What to attack, with what, and what the attacker knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.data import Source
+
+Kind = Literal["overfitted", "regularised", "private"]
+Optimiser = Literal["adam", "sgd", "adadelta", "adagrad", "momentum", "rmsprop"]
+RECORDS = 50_000
+"""All training images of CIFAR-100, a half of which each network is trained on."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to attack, with what, and what the attacker knows."""
+
+    data: Source = "auto"
+    """Where images come from: real CIFAR-100, stand-ins drawn here, or whichever can be had."""
+    target: Literal["all", "overfitted", "regularised", "private"] = "all"
+    """The network to attack: trained until it knows its images by heart; with augmentation, weight decay and
+    early stopping; with DP-SGD; or all three."""
+    records: int | None = None
+    """Images that were members of the training set by the toss of a coin each. None: all 50,000 that are
+    real, 1,000 stand-ins."""
+    references: int | None = None
+    """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
+    what the first was not. The regularised and the private target have half as many. None: 8, and for
+    stand-ins 4."""
+    known_share: float = 0.2
+    """The share of members, and of non-members, that the attacker knows to be so. Only the article's
+    attack and quantile regression learn from them, and no attack is judged on them."""
+    layers_to_exploit: tuple[int, ...] | None = None
+    """The article's attack: layers whose outputs it sees, counted among all layers, -1 for the last. None,
+    together with gradients_to_exploit: the three configurations of the article."""
+    gradients_to_exploit: tuple[int, ...] | None = None
+    """The article's attack: layers the gradients of whose weights it sees, counted among those with
+    weights."""
+    exploit_loss: bool = True
+    """The article's attack sees the loss."""
+    exploit_label: bool = True
+    """The article's attack sees the label."""
+    attack_optimiser: Optimiser = "adam"
+    """Of the article's attack."""
+    attack_learning_rate: float = 1e-3
+    """Of the article's attack."""
+    attack_epochs: int = 15
+    """Of the article's attack, over the records that the attacker knows; at most, as the epoch is kept that
+    did best on a tenth of them."""
+    false_positive_rates: tuple[float, ...] | None = None
+    """True positive rates are given at these. None: at 1 %, 0.1 % and 0.01 %, as far as there are
+    non-members to count them with."""
+    epsilon: float = 8.0
+    """What the target that is trained with DP-SGD states, at delta 1e-5."""
+    mirror: bool = True
+    """LiRA, BaVarIA and RMIA ask about each image's mirror image, too."""
+    seed: int = 0
+    """Of who is a member, of all trainings and attacks."""
+    train: bool = False
+    """Train all networks here, which takes an hour, instead of taking those that come with the recipe; a
+    run that was stopped goes on from the cache. Of real images they take the place of those that come
+    with the recipe."""
+    report: str = ""
+    """Write a page for who has to sign off a model to this folder."""
+
+    def __post_init__(self) -> None:
+        if self.references is not None and (self.references < 0 or self.references % 2):
+            raise ValueError(
+                f"references must be an even number, as they are trained in pairs, not {self.references}"
+            )
+        if not 0 < self.known_share < 1:
+            raise ValueError(f"known_share must be between 0 and 1, not {self.known_share}")
+        for name, least in (("records", 400), ("attack_epochs", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.records is not None and self.records > RECORDS:
+            raise ValueError(
+                f"records must be at most {RECORDS:,}, which is all there is, not {self.records}"
+            )
+        for name in ("attack_learning_rate", "epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
+        for rate in self.false_positive_rates or ():
+            if not 0 < rate < 1:
+                raise ValueError(f"false_positive_rates must be between 0 and 1, not {rate}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be from 0 to 2**31 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained, target and references alike."""
+
+    epochs: int = 10
+    """At most, if it stops early."""
+    batch: int = 128
+    """Examples a step; with epsilon, as many as are expected."""
+    optimiser: Literal["adamw", "sgd"] = "sgd"
+    """Without epsilon; see `recipes.training`. With epsilon: DP-SGD with a momentum of 0.9."""
+    learning_rate: float = 0.1
+    """The highest; with epsilon, of all steps."""
+    weight_decay: float = 5e-4
+    """Not with epsilon."""
+    augment: bool = False
+    """Move each image by up to four pixels, and mirror every second one. Not with epsilon."""
+    patience: int = 0
+    """Stop after so many epochs without a better accuracy on the images that are kept for it, and take
+    the best weights; 0 goes on to the end. Not with epsilon."""
+    epsilon: float | None = None
+    """Train with DP-SGD, and the least noise that keeps to this epsilon."""
+    delta: float = 1e-5
+    clip: float = 1.0
+    """The longest gradient of an example, with epsilon."""

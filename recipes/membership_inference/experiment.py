@@ -1,0 +1,168 @@
+"""The recipe as a whole: train or fetch the targets and their references, and audit each target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from recipes.membership_inference.config import Config, Kind
+
+if TYPE_CHECKING:
+    from recipes.membership_inference.auditing import Audit
+    from recipes.membership_inference.targets import Pool, Target
+
+
+@dataclass(frozen=True)
+class Audits:
+    """What was audited, in full; it has no place in JSON."""
+
+    of: dict[str, Audit]
+    """By target."""
+    images: np.ndarray
+    """`[N, 32, 32, 3]` float32, the records in the order of `Audit.judged`."""
+    class_names: tuple[str, ...]
+    records: np.ndarray
+    """`[N]` int64, the places of these records among all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out, of the first target; what came out of the others stands in `others`."""
+
+    data: str
+    """Whether the images were real or embedded."""
+    target: str
+    train_accuracy: float
+    """On all members."""
+    test_accuracy: float
+    """On test images."""
+    attacks: dict[str, dict[str, Any]]
+    """By name: `auc`, `balanced_accuracy`, `tpr_at_fpr`, each with its interval, `precision` by false
+    positive rate and share of members, `references`, `cpu_seconds`."""
+    epsilon_lower_bound: float | None
+    """From the best attack's guesses, at 95 %; None if members were not chosen by fair tosses."""
+    others: tuple[dict[str, Any], ...]
+    """The same of the other targets."""
+    auc: float
+    """Of the attack with the highest."""
+    balanced_accuracy: float
+    """The highest of all attacks."""
+    balanced_accuracy_loss: float
+    """Of the threshold on the loss."""
+    balanced_accuracy_white_box: float
+    """Of the article's attack with gradients, or as configured."""
+    balanced_accuracy_black_box: float | None
+    """Of the article's attack on the last outputs and the label; None if it was not made."""
+    tpr_at_1_percent: float | None
+    """The highest true positive rate at a false positive rate of 1 %; None if there are too few
+    non-members."""
+    tpr_at_01_percent: float | None
+    """At 0.1 %."""
+    stated_epsilon: float | None
+    """What the target's training states; None without DP-SGD."""
+    judged: int
+    """Records that the attacks were judged on."""
+    training_cpu_seconds: float
+    """Of target and references, now or when they were trained."""
+    audits: Audits
+
+
+def run(config: Config) -> Result:
+    """Audit one target, or all three."""
+    from recipes.membership_inference import targets
+    from recipes.membership_inference.auditing import audit_with
+
+    kinds = get_args(Kind) if config.target == "all" else (config.target,)
+    images = targets.pool(config)
+    trained = targets.trained(kinds, images, config)
+    if config.train and images.source == "real":
+        targets.ship(trained)
+    audits = {
+        kind: audit_with(one.network, one.plan, images.member, one.references, config, one.answers, kind)
+        for kind, one in trained.items()
+    }
+    result = collect(images, trained, audits)
+    if config.report:
+        from recipes.membership_inference.page import write
+
+        write(Path(config.report), result)
+    return result
+
+
+def collect(images: Pool, trained: Mapping[Kind, Target], audits: dict[str, Audit]) -> Result:
+    """One result of all audits."""
+    first, *others = audits.values()
+    best = first.attacks[first.best()].evaluation
+    by_name = {name: attack.evaluation.balanced_accuracy for name, attack in first.attacks.items()}
+    white_box = [name for name in by_name if name.startswith("inference model")]
+
+    def rate_at(rate: float) -> float | None:
+        points = [a.evaluation.points[rate] for a in first.attacks.values() if rate in a.evaluation.points]
+        return max((point.true_positives.value for point in points), default=None)
+
+    return Result(
+        data=images.source,
+        **{
+            name: value
+            for name, value in first.summary().items()
+            if name in ("target", "train_accuracy", "test_accuracy", "attacks", "epsilon_lower_bound")
+        },
+        others=tuple(audit.summary() for audit in others),
+        auc=best.auc,
+        balanced_accuracy=max(by_name.values()),
+        balanced_accuracy_loss=by_name["loss"],
+        balanced_accuracy_white_box=by_name[white_box[0]],
+        balanced_accuracy_black_box=by_name.get("inference model, output"),
+        tpr_at_1_percent=rate_at(0.01),
+        tpr_at_01_percent=rate_at(0.001),
+        stated_epsilon=first.stated_epsilon,
+        judged=len(first.judged),
+        training_cpu_seconds=round(
+            sum(
+                network.fit.cpu_seconds
+                for one in trained.values()
+                for network in (one.answers, *one.references)
+            )
+        ),
+        audits=Audits(
+            audits, images.examples[0][first.judged].transpose(0, 2, 3, 1), images.class_names, first.judged
+        ),
+    )
+
+
+def main() -> None:
+    """Run the recipe from the command line."""
+    from recipes import cards, command_line
+    from recipes.membership_inference.report import describe, plot
+
+    def of(target: str, name: str, source: str = "", published: str = "") -> cards.Experiment:
+        shown = ("train_accuracy", "test_accuracy", "balanced_accuracy_white_box", "balanced_accuracy_loss")
+        shown += ("auc", "tpr_at_1_percent", "tpr_at_01_percent", "epsilon_lower_bound")
+        shown += ("stated_epsilon",) if target == "private" else ()
+        return cards.Experiment(name, Config(target=target), shown, source=source, published=published)
+
+    plan = cards.Plan(
+        recipe="membership_inference",
+        number=6,
+        question="Does a trained network tell whom it was trained on?",
+        dataset="cifar-100",
+        benchmark=True,
+        experiments=(
+            of(
+                "overfitted",
+                "AlexNet that knows its images by heart",
+                source="0.742 black-box, 0.751 white-box (Nasr 2019, balanced accuracy)",
+                published="TPR at 1 % 0.3575 with one reference (BMIA), at 0.1 % 0.276 with 256 (LiRA); "
+                "wide ResNets on as many images",
+            ),
+            of("regularised", "augmented, decayed, stopped early"),
+            of("private", "DP-SGD"),
+        ),
+    )
+    command_line.main(
+        "membership_inference", run, plot, describe, {"quick": Config(), "full": Config(train=True)}, plan
+    )

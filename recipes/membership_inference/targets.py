@@ -1,0 +1,147 @@
+"""The recipe's targets: AlexNet on CIFAR-100, over-fitted, regularised, and private."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from recipes import data
+from recipes.files import shipped
+from recipes.membership_inference.config import RECORDS, Config, Kind, Training
+from recipes.membership_inference.fitting import Examples
+from recipes.membership_inference.networks import alexnet
+from recipes.membership_inference.references import Job, Plan, Trained, halves, train_all
+
+TRAININGS: dict[Kind, Training] = {
+    "overfitted": Training(epochs=12),
+    "regularised": Training(epochs=14, weight_decay=1e-3, augment=True, patience=3),
+    "private": Training(epochs=4, batch=512, learning_rate=0.2, epsilon=8.0),
+}
+KEPT = 1_000
+"""Test images that early stopping looks at; the others are the population."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images, and who is a member."""
+
+    source: str
+    """`real` or `embedded`."""
+    examples: Examples
+    """`[N, 3, 32, 32]` float32 in [0, 1], and labels `[N]`: no image is there twice."""
+    population: Examples
+    """Test images that are none of the records."""
+    kept: Examples
+    """Test images that early stopping looks at."""
+    member: np.ndarray
+    """`[N]` bool, by the toss of a coin."""
+    class_names: tuple[str, ...]
+
+
+def pool(config: Config) -> Pool:
+    """Load the images, and toss the coins."""
+    dataset = data.load("cifar-100", config.data)
+    real = dataset.source == "real"
+    count = min(config.records or (RECORDS if real else 1_000), len(dataset.train))
+    kept, others = (200, 1_000) if not real else (KEPT, len(dataset.test))
+    records = _once(dataset.train.images[:count])
+    seen = {image.tobytes() for image in dataset.train.images[records]}
+    rest = [i for i in range(kept, others) if dataset.test.images[i].tobytes() not in seen]
+    member = np.random.default_rng((config.seed, 0)).random(len(records)) < 0.5
+    return Pool(
+        dataset.source,
+        _examples(dataset.train, records),
+        _examples(dataset.test, np.array(rest)),
+        _examples(dataset.test, np.arange(kept)),
+        member,
+        dataset.class_names,
+    )
+
+
+def _once(images: np.ndarray) -> np.ndarray:
+    """The places of images, each of which is there once: CIFAR-100 repeats some, and who could tell them
+    apart?"""
+    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+    return np.sort(first)
+
+
+def _examples(split: data.Split, places: np.ndarray) -> Examples:
+    images = data.channels_first(data.scale(split.images[places]))
+    return np.ascontiguousarray(images), split.labels[places].astype(np.int64)
+
+
+def plan(kind: Kind, images: Pool, config: Config) -> Plan:
+    """What a target of a kind, and its references, are trained on, and how."""
+    how = TRAININGS[kind]
+    if kind == "private":
+        how = replace(how, epsilon=config.epsilon)
+    if images.source == "embedded":
+        how = replace(how, batch=min(how.batch, 64))
+    network = alexnet(len(images.class_names), "group" if how.epsilon else "batch")
+    kept = images.kept if how.patience else None
+    return Plan(network, images.examples, images.population, how, kept, config.mirror, config.seed)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target with all that is needed to attack it."""
+
+    network: nn.Module
+    """Trained, in evaluation mode."""
+    plan: Plan
+    answers: Trained
+    references: list[Trained]
+    files: tuple[str, ...]
+    """Of the target and its references, in the folder that they were found in or written to."""
+
+
+def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, Target]:
+    """Targets with their references, which are trained now if they are not there.
+
+    Args:
+        kinds: of targets.
+        images: what to train on.
+        config: how many references: those of the over-fitted target, of the others half as many; and whether
+            to train even what comes with the recipe.
+    """
+    jobs = {kind: _jobs(kind, images, config) for kind in kinds}
+    cache = data.cache_folder() / "membership_inference"
+    folders = [cache] if config.train else [shipped("models", "membership_inference"), cache]
+    everything = iter(train_all([job for kind in kinds for job in jobs[kind]], folders))
+    found = {}
+    for kind in kinds:
+        target, *references = [next(everything) for _ in jobs[kind]]
+        network = jobs[kind][0].plan.network
+        network.load_state_dict(target.weights)
+        files = tuple(job.file_name for job in jobs[kind])
+        found[kind] = Target(
+            network.requires_grad_(False).eval(), jobs[kind][0].plan, target, references, files
+        )
+    return found
+
+
+def _jobs(kind: Kind, images: Pool, config: Config) -> list[Job]:
+    """The target, then its references."""
+    of_kind = plan(kind, images, config)
+    references = config.references if config.references is not None else 8 if images.source == "real" else 4
+    pairs = references // 2 if kind == "overfitted" else -(-references // 4)
+    rows = halves(len(images.member), pairs, config.seed)
+    return [
+        Job(f"{kind}_target", of_kind, images.member, 0, keep_weights=True),
+        *(Job(f"{kind}_{k}", of_kind, row, k) for k, row in enumerate(rows, start=1)),
+    ]
+
+
+def ship(targets: Mapping[Kind, Target]) -> None:
+    """Let what was trained come with the recipe, in place of what did."""
+    folder = shipped("models", "membership_inference")
+    folder.mkdir(exist_ok=True)
+    for kind, target in targets.items():
+        for old in folder.glob(f"{kind}_*.safetensors"):
+            old.unlink()
+        for name in target.files:
+            shutil.copyfile(data.cache_folder() / "membership_inference" / name, folder / name)
