@@ -29,7 +29,8 @@ from torch import nn
 from recipes.dp_sgd import tradeoff
 from recipes.dp_sgd.accounting import Ledger
 from recipes.dp_sgd.gradients import Engine
-from recipes.dp_sgd.training import Parts, Settings, Trainer, one_thread
+from recipes.dp_sgd.training import Parts, Settings, Trainer
+from recipes.training import one_thread
 
 Scene = Literal["alone", "opposed"]
 _LONG = 1000.0  # of an input: its gradient is clipped

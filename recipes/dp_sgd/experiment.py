@@ -145,8 +145,8 @@ class _Trained:
 def _with_pytorch(config: Config, dataset: data.Dataset) -> _Trained:
     from recipes.dp_sgd import networks, scattering
     from recipes.dp_sgd.gradients import check_network, clipped_sum
-    from recipes.dp_sgd.training import Trainer, one_thread, train_plainly
-    from recipes.training import accuracy
+    from recipes.dp_sgd.training import Trainer, train_plainly
+    from recipes.training import accuracy, one_thread
 
     how = settings(config, len(dataset.train))
     labels, test_labels = networks.labels(dataset.train.labels), networks.labels(dataset.test.labels)

@@ -14,8 +14,8 @@ import torch
 from recipes import data
 from recipes.dp_sgd import networks
 from recipes.dp_sgd.audit import Attack, one_run
-from recipes.dp_sgd.training import Settings, Trainer, generators, one_thread, train_plainly
-from recipes.training import accuracy
+from recipes.dp_sgd.training import Settings, Trainer, generators, train_plainly
+from recipes.training import accuracy, one_thread
 
 RATE = 1.0
 """The chapter's 0.15 makes steps of clipped gradients so short that the noise hardly matters."""

@@ -7,7 +7,6 @@ with batches drawn by Poisson sampling, B their expected size, C the clip and σ
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import secrets
@@ -27,17 +26,6 @@ from recipes.dp_sgd.accounting import Ledger, check_noise, check_seed
 from recipes.dp_sgd.gradients import ClippedSum, Engine, check_network, clipped_sum, cross_entropy, trainable
 from recipes.dp_sgd.sampling import Sampler, Sampling
 from recipes.files import written_whole
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread: with work as small as this more gain nothing, and wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,7 @@ def check_examples(
             raise ValueError(f"{both} of the {name} are members, too: nobody could tell which they are")
 
 
+@training.one_thread()
 def audit_with(
     model: nn.Module,
     plan: Plan,

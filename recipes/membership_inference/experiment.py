@@ -75,16 +75,18 @@ def run(config: Config) -> Result:
     """Audit one target, or all three."""
     from recipes.membership_inference import targets
     from recipes.membership_inference.auditing import audit_with
+    from recipes.membership_inference.references import in_parallel
 
     kinds = get_args(Kind) if config.target == "all" else (config.target,)
     images = targets.pool(config)
     trained = targets.trained(kinds, images, config)
     if config.train and images.source == "real":
         targets.ship(trained)
-    audits = {
-        kind: audit_with(one.network, one.plan, images.member, one.references, config, one.answers, kind)
+    arguments = [
+        (one.network, one.plan, images.member, one.references, config, one.answers, kind)
         for kind, one in trained.items()
-    }
+    ]
+    audits = dict(zip(trained, in_parallel(audit_with, arguments), strict=True))
     result = collect(images, trained, audits)
     if config.report:
         from recipes.membership_inference.page import write

@@ -161,7 +161,12 @@ class View:
             *(
                 [torch.log(loss + 1e-12).float()[:, None]] if exploit.exploit_loss else []
             ),  # over powers of ten
-            *([one_hot] if exploit.exploit_label else []),
+            # the label marks its own entry of the output, where that is seen; else it is one-hot
+            *(
+                [one_hot * log_p if any(map(self._is_last, watched)) else one_hot]
+                if exploit.exploit_label
+                else []
+            ),
         ]
 
     def _is_last(self, layer: nn.Module) -> bool:

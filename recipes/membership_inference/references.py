@@ -15,9 +15,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,8 +140,6 @@ def train_all(jobs: Sequence[Job], folders: Sequence[Path] = (), workers: int | 
     Raises:
         ValueError: a file is damaged.
     """
-    from joblib import Parallel, delayed, parallel_config
-
     done = [_found(job, folders) for job in jobs]
     missing = [i for i, trained in enumerate(done) if trained is None]
     for job in (jobs[i] for i in missing):
@@ -147,13 +147,33 @@ def train_all(jobs: Sequence[Job], folders: Sequence[Path] = (), workers: int | 
     if folders and missing:
         folders[-1].mkdir(parents=True, exist_ok=True)
     into = folders[-1] if folders else None
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
-    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-        results = Parallel(return_as="generator")(delayed(_train_one)(jobs[i], into) for i in missing)
-        bar = tqdm(results, "networks", len(missing), unit="network", disable=not sys.stderr.isatty())
-        for i, trained in zip(missing, bar, strict=True):
-            done[i] = trained
+    bar = tqdm(
+        in_parallel(_train_one, [(jobs[i], into) for i in missing], workers),
+        desc="networks",
+        total=len(missing),
+        unit="network",
+        disable=not sys.stderr.isatty(),
+    )
+    for i, trained in zip(missing, bar, strict=True):
+        done[i] = trained
     return done
+
+
+def in_parallel(work: Callable[..., Any], arguments: Sequence[tuple], workers: int | None = None) -> Iterator:
+    """Call a function with each of some arguments, in processes with one thread each; results in order.
+
+    Args:
+        work: what to call; it may be defined in a notebook. Large arrays are shared, not copied.
+        arguments: one tuple a call.
+        workers: processes; None: one a core.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
+    with warnings.catch_warnings(), parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        warnings.filterwarnings("ignore", "A worker stopped")  # having grown: another takes its place
+        calls = (delayed(work)(*one) for one in arguments)
+        yield from Parallel(return_as="generator", mmap_mode="c")(calls)
 
 
 def _train_one(job: Job, folder: Path | None) -> Trained:

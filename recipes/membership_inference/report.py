@@ -53,7 +53,8 @@ def _describe(audit: Audit, result: Result) -> str:
     shown = rates(audit)
     lines = [
         f"{TITLES.get(audit.target, audit.target)} ({result.data} images): "
-        f"{percent(audit.train_accuracy)} of its training images right, {percent(audit.test_accuracy)} of others",
+        f"{percent(audit.train_accuracy)} of its training images right, "
+        f"{percent(audit.test_accuracy)} of others",
         f"judged on {inside:,} members and {outside:,} others; no false positive rate below "
         f"{100 * metrics.floor(outside):.2g} % can be shown",
         f"{'attack, references':<34}{'AUC':>6}  {'balanced':>8}  "

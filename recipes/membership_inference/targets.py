@@ -17,8 +17,8 @@ from recipes.membership_inference.networks import alexnet
 from recipes.membership_inference.references import Job, Plan, Trained, halves, train_all
 
 TRAININGS: dict[Kind, Training] = {
-    "overfitted": Training(epochs=12),
-    "regularised": Training(epochs=14, weight_decay=1e-3, augment=True, patience=3),
+    "overfitted": Training(epochs=13),
+    "regularised": Training(epochs=14, augment=True, patience=3),
     "private": Training(epochs=4, batch=512, learning_rate=0.2, epsilon=8.0),
 }
 KEPT = 1_000
@@ -80,7 +80,7 @@ def plan(kind: Kind, images: Pool, config: Config) -> Plan:
     if kind == "private":
         how = replace(how, epsilon=config.epsilon)
     if images.source == "embedded":
-        how = replace(how, batch=min(how.batch, 64))
+        how = replace(how, batch=min(how.batch, 64), patience=2 * how.patience)
     network = alexnet(len(images.class_names), "group" if how.epsilon else "batch")
     kept = images.kept if how.patience else None
     return Plan(network, images.examples, images.population, how, kept, config.mirror, config.seed)
