@@ -679,3 +679,78 @@ def test_what_cannot_be_audited_is_refused_in_one_line(change: str, says: str) -
 def test_bad_configs_are_refused(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Config(**changes)
+
+
+# --- beside other libraries -------------------------------------------------------------------------------
+
+
+def test_lira_is_tensorflow_privacys() -> None:
+    """Theirs divides by n, ours by n - 1, so that with four references each ours is 3 / 4 of theirs."""
+    advanced_mia = pytest.importorskip(
+        "tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.advanced_mia"
+    )
+    signals, _, _ = gaussian_signals(4, records=500)
+    seen, rows = signals.references[:, 0].astype(float), signals.trained_on
+    theirs = advanced_mia.compute_score_lira(
+        signals.target[0][:, None].astype(float),
+        [seen[rows[:, i], i][:, None] for i in range(500)],
+        [seen[~rows[:, i], i][:, None] for i in range(500)],
+        fix_variance=True,
+        median_or_mean="mean",
+    )
+    sign = np.sign(np.corrcoef(theirs, attacks.lira(signals))[0, 1])  # low for members
+    difference = attacks.lira(signals) - 0.75 * sign * theirs
+    np.testing.assert_allclose(difference, difference[0], atol=1e-4)
+
+
+def test_the_loss_threshold_is_tensorflow_privacys() -> None:
+    mia = pytest.importorskip(
+        "tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.membership_inference_attack"
+    )
+    from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_structures import (
+        AttackInputData,
+        AttackType,
+    )
+
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(900, 5)) * 2, random.integers(0, 5, 900)
+    member = np.arange(900) < 400
+    logits[np.flatnonzero(member), labels[member]] += 2
+    theirs = mia.run_attacks(
+        AttackInputData(
+            logits_train=logits[member],
+            logits_test=logits[~member],
+            labels_train=labels[member],
+            labels_test=labels[~member],
+        ),
+        attack_types=(AttackType.THRESHOLD_ATTACK, AttackType.THRESHOLD_ENTROPY_ATTACK),
+    )
+    by_type = {one.attack_type: one.roc_curve.get_auc() for one in theirs.single_attack_results}
+    ours = metrics.auc(attacks.loss(logits, labels), member)[0]
+    assert ours == pytest.approx(by_type[AttackType.THRESHOLD_ATTACK], abs=1e-6)
+    # their entropy attack takes the label, too: Song and Mittal's modified entropy
+    ours = metrics.auc(attacks.modified_entropy(logits, labels), member)[0]
+    assert ours == pytest.approx(by_type[AttackType.THRESHOLD_ENTROPY_ATTACK], abs=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_the_true_positive_rate_at_a_false_positive_rate_is_arts(rate: float) -> None:
+    worst_case = pytest.importorskip("art.metrics.privacy.worst_case_mia_score")
+    scores, member = separated(1.5, 1000)
+    ((false, true, _),) = worst_case.get_roc_for_fpr(ndtr(scores), member.astype(int), targeted_fpr=rate)
+    ours = metrics.at_rate(scores, member, rate)
+    assert ours.true_positives.value == pytest.approx(true, abs=0.001 + 1e-9)  # of 1,000, one
+    assert ours.false_positives.value == pytest.approx(false, abs=0.001 + 1e-9)
+
+
+def test_the_threshold_of_privacy_meters_population_attack_is_a_quantile_of_ours() -> None:
+    """Its attack sets a threshold on the loss by the quantile of a population's losses."""
+    hypothesis_test = pytest.importorskip("privacy_meter.hypothesis_test")
+    random = np.random.default_rng(0)
+    population, (scores, member) = random.normal(size=20_000), separated(1.5, 20_000)
+    for rate in (0.01, 0.1):
+        threshold = -hypothesis_test.threshold_func(distribution=(-population).tolist(), alpha=rate)
+        point = metrics.at_threshold(scores, member, float(threshold))
+        ours = metrics.at_rate(scores, member, rate)
+        assert point.false_positives.value == pytest.approx(rate, rel=0.3)  # 4 standard errors at 1 %
+        assert point.true_positives.value == pytest.approx(ours.true_positives.value, rel=0.1)
