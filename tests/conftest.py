@@ -58,7 +58,7 @@ def any_stand_in(request: pytest.FixtureRequest) -> data.Dataset:
     return data.load(request.param, "embedded")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def python(root: Path):
     """Run `python ...` in a process of its own, from the checkout."""
 

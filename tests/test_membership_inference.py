@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from recipes.membership_inference import (
     posterior,
     quantile,
     references,
+    targets,
 )
 from recipes.membership_inference.attacks import Signals
 from recipes.membership_inference.config import Config, Training
@@ -754,3 +759,85 @@ def test_the_threshold_of_privacy_meters_population_attack_is_a_quantile_of_ours
         ours = metrics.at_rate(scores, member, rate)
         assert point.false_positives.value == pytest.approx(rate, rel=0.3)  # 4 standard errors at 1 %
         assert point.true_positives.value == pytest.approx(ours.true_positives.value, rel=0.1)
+
+
+# --- the recipe -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(python: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The command line on a few stand-ins: the folder that it wrote to, and what it printed."""
+    folder = tmp_path_factory.mktemp("recipe")
+    words = "--data embedded --records 400 --references 2 --target overfitted --attack-epochs 2"
+    files = f"--json {folder / 'run.json'} --plot {folder / 'roc.png'} --report {folder / 'report'}"
+    environment = {**os.environ, "COOKBOOK_DATA": str(folder / "cache")}
+    done = python("-m", "recipes.membership_inference", *words.split(), *files.split(), env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
+
+
+def test_the_record_has_what_the_audit_found(ran: tuple[Path, str]) -> None:
+    record = json.loads((ran[0] / "run.json").read_text("utf-8"))["result"]
+    assert record["target"] == "overfitted"
+    assert record["data"] == "embedded"
+    assert record["train_accuracy"] > record["test_accuracy"]
+    assert {"loss", "entropy", "RMIA, 2", "BMIA, 2", "quantile regression"} <= set(record["attacks"])
+    for attack in record["attacks"].values():
+        assert {"auc", "balanced_accuracy", "tpr_at_fpr", "cpu_seconds"} <= set(attack)
+        assert set(attack["tpr_at_fpr"]) == {"0.01"}  # 160 non-members show no lower rate
+    assert record["epsilon_lower_bound"] >= 0
+    assert record["stated_epsilon"] is None
+
+
+def test_what_is_printed_says_whom_it_judged(ran: tuple[Path, str]) -> None:
+    assert "over-fitted (embedded images)" in ran[1]
+    assert "epsilon is at least" in ran[1]
+    assert "RMIA, 2" in ran[1]
+
+
+def test_the_report_needs_no_network(ran: tuple[Path, str]) -> None:
+    text = (ran[0] / "report" / "membership_inference.html").read_text("utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in text
+    assert all(f'alt="{alt}"' not in text for alt in ("", " "))
+    assert text.count("<table") == text.count("</table>") == 4
+    assert (ran[0] / "roc.png").stat().st_size > 10_000
+
+
+def test_a_second_run_trains_nothing(ran: tuple[Path, str], monkeypatch) -> None:
+    monkeypatch.setenv("COOKBOOK_DATA", str(ran[0] / "cache"))
+    config = Config(data="embedded", records=400, references=2, target="overfitted", attack_epochs=2)
+    monkeypatch.setattr(references, "_train_one", lambda *_: pytest.fail("it trained"))
+    trained = targets.trained(["overfitted"], targets.pool(config), config)
+    assert len(trained["overfitted"].references) == 2
+
+
+def test_the_pool_has_no_image_twice() -> None:
+    pool = targets.pool(Config(data="embedded", records=400))
+    every = np.concatenate([pool.examples[0], pool.population[0]])
+    assert len({image.tobytes() for image in every}) == len(every)
+    assert abs(int(pool.member.sum()) - 200) < 50  # five standard deviations
+    repeated = np.zeros((5, 2, 2, 1), np.uint8)
+    repeated[2] = 1
+    assert targets._once(repeated).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--references 3", "references must be an even number"),
+        ("--layers-to-exploit 99", "layers_to_exploit 99 is none of the"),
+        ("--false-positive-rates 0.0001", "can be shown"),
+        ("--report /proc/none", "cannot be written"),
+        ("--records 50", "records must be at least 400"),
+    ],
+)
+def test_bad_flags_are_one_line(flags: str, says: str, python: Callable, ran: tuple[Path, str]) -> None:
+    words = ["--data", "embedded", "--records", "400", "--references", "2", "--target", "overfitted"]
+    environment = {**os.environ, "COOKBOOK_DATA": str(ran[0] / "cache")}
+    done = python("-m", "recipes.membership_inference", *words, *flags.split(), env=environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr

@@ -148,6 +148,7 @@ def audit(
         np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in zip(members, non_members, strict=True)
     )
     member = np.arange(len(examples[1])) < len(members[1])
+    check_config(config, model, member)
     plan = Plan(model, examples, population, how, mirror=config.mirror, seed=config.seed)
     references = 8 if config.references is None else config.references
     rows = halves(len(member), references // 2, config.seed)
@@ -214,9 +215,9 @@ def audit_with(
     """
     model = model.eval()
     inputs, labels = plan.examples
-    known = np.random.default_rng((config.seed, 5)).random(len(member)) < config.known_share
+    known = _known(config, len(member))
     judged = np.flatnonzero(~known)
-    _check_rates(config, member[judged])
+    check_config(config, model, member)
     exploits = _exploits(config)
     view = inference_model.view(model, exploits.values(), inputs, labels)
     logits = view.logits.numpy()
@@ -281,13 +282,22 @@ def audit_with(
     )
 
 
-def _check_rates(config: Config, member: np.ndarray) -> None:
-    """Raise ValueError for a rate asked for that the judged non-members cannot show."""
-    floor = metrics.floor(max(1, int((~member).sum())))
+def _known(config: Config, records: int) -> np.ndarray:
+    """`[N]` bool: the records that the attacker knows, members or not, by the toss of a coin each."""
+    return np.random.default_rng((config.seed, 5)).random(records) < config.known_share
+
+
+def check_config(config: Config, model: nn.Module, member: np.ndarray) -> None:
+    """Raise ValueError for what the config asks for and these records or this network cannot give."""
+    for exploit in _exploits(config).values():
+        inference_model.chosen_layers(model, exploit.layers_to_exploit, with_weights=False)
+        inference_model.chosen_layers(model, exploit.gradients_to_exploit, with_weights=True)
+    others = int((~member & ~_known(config, len(member))).sum())
+    floor = metrics.floor(max(1, others))
     for rate in config.false_positive_rates or ():
         if rate < floor:
             raise ValueError(
-                f"false_positive_rates {rate:g}: with {int((~member).sum()):,} non-members to judge on, "
+                f"false_positive_rates {rate:g}: with {others:,} non-members to judge on, "
                 f"nothing below {floor:.2g} can be shown; take more records, or a higher rate"
             )
 

@@ -102,7 +102,7 @@ class Training:
     """Without epsilon; see `recipes.training`. With epsilon: DP-SGD with a momentum of 0.9."""
     learning_rate: float = 0.05
     """The highest; with epsilon, of all steps."""
-    weight_decay: float = 1e-3
+    weight_decay: float = 2e-3
     """Not with epsilon."""
     augment: bool = False
     """Move each image by up to four pixels, and mirror every second one. Not with epsilon."""

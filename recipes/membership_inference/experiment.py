@@ -73,12 +73,16 @@ class Result:
 
 def run(config: Config) -> Result:
     """Audit one target, or all three."""
-    from recipes.membership_inference import targets
-    from recipes.membership_inference.auditing import audit_with
+    from recipes.membership_inference import page, targets
+    from recipes.membership_inference.auditing import audit_with, check_config
     from recipes.membership_inference.references import in_parallel
 
     kinds = get_args(Kind) if config.target == "all" else (config.target,)
+    if config.report:
+        page.check_folder(Path(config.report))
     images = targets.pool(config)
+    for kind in kinds:  # before hours of work
+        check_config(config, targets.plan(kind, images, config).network, images.member)
     trained = targets.trained(kinds, images, config)
     if config.train and images.source == "real":
         targets.ship(trained)
@@ -89,9 +93,7 @@ def run(config: Config) -> Result:
     audits = dict(zip(trained, in_parallel(audit_with, arguments), strict=True))
     result = collect(images, trained, audits)
     if config.report:
-        from recipes.membership_inference.page import write
-
-        write(Path(config.report), result)
+        page.write(Path(config.report), result)
     return result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.files import written_whole
+from recipes.files import check_writable, written_whole
 from recipes.membership_inference import metrics, report
 from recipes.membership_inference.auditing import Audit
 from recipes.membership_inference.experiment import Result
@@ -32,18 +32,31 @@ figure img { width: 96px; height: 96px; image-rendering: pixelated }
 .finding { border-left: 4px solid #36c; padding: .3rem 1rem; background: #f5f8ff }
 small { color: #555 }
 """
+NAME = "membership_inference.html"
 EXPOSED = 16
 """Records that are shown."""
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder, if it is not there, and find out whether the page can be written to it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+    check_writable(folder / NAME)
+
+
 def write(folder: Path, result: Result) -> Path:
-    """Write `membership_inference.html` into a folder, which is made if it is not there.
+    """Write `membership_inference.html` into a folder.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "membership_inference.html"
+    path = folder / NAME
     with written_whole(path) as temporary:
         temporary.write_text(page(result), "utf-8")
     return path
