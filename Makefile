@@ -73,7 +73,7 @@ $(FLOWER): requirements-flower.lock | $(STAMP)
 	@sh -c "$$SETUP_FLOWER"
 
 recipes:  ## Run all recipes, quick
-	@status=0; for recipe in $(RECIPES); do $(MAKE) --silent $$recipe OPTIONAL=yes || status=1; done; exit $$status
+	@status=0; for recipe in $(RECIPES); do $(MAKE) --silent $$recipe || status=1; done; exit $$status
 
 recipe-1: MODULE = federated_averaging
 recipe-1:  ## Federated averaging
@@ -88,10 +88,8 @@ recipe-5:  ## DP-SGD
 recipe-6: MODULE = membership_inference
 recipe-6:  ## Membership inference
 
-$(RECIPES):
-	@if [ -e recipes/$(MODULE).py ] || [ -d recipes/$(MODULE) ]; then \
-	    $(MAKE) --silent $(STAMP) && $(PY) -m recipes.$(MODULE) $(FLAGS); \
-	else echo "$@ ($(MODULE)) is not built yet" >&2; [ -n "$(OPTIONAL)" ]; fi
+$(RECIPES): $(STAMP)
+	@$(PY) -m recipes.$(MODULE) $(FLAGS)
 
 recipe-1-flower: $(STAMP) $(FLOWER)  ## Federated averaging on Flower, a process for each party
 	@$(PY) -m recipes.federated_averaging.flower $(if $(DATA),--data $(DATA)) $(ARGS)

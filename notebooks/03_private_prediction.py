@@ -338,7 +338,7 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 #   because single bits need codes, too.
 # - **The answers themselves tell something.** Whoever may ask often enough can rebuild a network from
 #   its labels, and more easily from its logits; and find out who was in its training data
-#   (recipe 6, planned). Nothing here limits the number of questions.
+#   ([recipe 6](06_membership_inference.ipynb)). Nothing here limits the number of questions.
 # - **Sizes are public**: layers, number formats (which bound the weights a little), numbers of images.
 # - **Layers are fully connected** with ReLU between them. Convolutions are products too, but are not here.
 #
