@@ -160,14 +160,10 @@ plt.show()
 # References cost hours of training; the loss costs nothing. What do they buy?
 
 # %%
-costs = np.cumsum([reference.fit.cpu_seconds / 60 for reference in target.references])
-for number in sorted({attack.references for attack in audit.attacks.values()}):
-    of_number = [n for n, attack in audit.attacks.items() if attack.references == number]
-    best = max(of_number, key=lambda n: audit.attacks[n].evaluation.points[0.01].true_positives.value)
-    found = audit.attacks[best].evaluation.points[0.01].true_positives.value
-    minutes = costs[number - 1] if number else 0
-    spent = f"{minutes:.0f} CPU minutes" if pool.source == "real" else "(stand-ins)"
-    print(f"{number} references, {spent}: {best} finds {found:.1%} at 1 %")
+costs = np.cumsum([0] + [reference.fit.cpu_seconds / 60 for reference in target.references])
+for number, _, name, found in report.by_cost(audit, 0.01):
+    minutes = f"{costs[number]:.0f} CPU minutes of training, " if pool.source == "real" else ""
+    print(f"{number} references, {minutes}{name}: finds {found:.1%} while wrong about 1 %")
 
 # %% [markdown]
 # ## The article's attack

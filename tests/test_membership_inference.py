@@ -802,7 +802,7 @@ def test_the_report_needs_no_network(ran: tuple[Path, str]) -> None:
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in text
     assert all(f'alt="{alt}"' not in text for alt in ("", " "))
-    assert text.count("<table") == text.count("</table>") == 4
+    assert text.count("<table") == text.count("</table>") == 5
     assert (ran[0] / "roc.png").stat().st_size > 10_000
 
 

@@ -150,8 +150,7 @@ def audit(
     member = np.arange(len(examples[1])) < len(members[1])
     check_config(config, model, member)
     plan = Plan(model, examples, population, how, mirror=config.mirror, seed=config.seed)
-    references = 8 if config.references is None else config.references
-    rows = halves(len(member), references // 2, config.seed)
+    rows = halves(len(member), config.references // 2, config.seed)
     jobs = [Job(f"{name}_{k}", plan, row, k + 1) for k, row in enumerate(rows)]
     trained = train_all(jobs, [folder] if folder else [])
     return audit_with(model, plan, member, trained, config, name=name)

@@ -19,16 +19,14 @@ class Config:
 
     data: Source = "auto"
     """Where images come from: real CIFAR-100, stand-ins drawn here, or whichever can be had."""
-    target: Literal["all", "overfitted", "regularised", "private"] = "all"
+    target: Literal["all", "overfitted", "regularised", "private"] = "overfitted"
     """The network to attack: trained until it knows its images by heart; with augmentation, weight decay and
     early stopping; with DP-SGD; or all three."""
-    records: int | None = None
-    """Images that were members of the training set by the toss of a coin each. None: all 50,000 that are
-    real, 1,000 stand-ins."""
-    references: int | None = None
+    records: int = 1_000
+    """Images, up to 50,000, that were members of the training set by the toss of a coin each."""
+    references: int = 4
     """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
-    what the first was not. The regularised and the private target have half as many. None: 8, and for
-    stand-ins 4."""
+    what the first was not. The regularised and the private target have half as many."""
     known_share: float = 0.2
     """The share of members, and of non-members, that the attacker knows to be so. Only the article's
     attack and quantile regression learn from them, and no attack is judged on them."""
@@ -58,15 +56,11 @@ class Config:
     """LiRA, BaVarIA and RMIA ask about each image's mirror image, too."""
     seed: int = 0
     """Of who is a member, of all trainings and attacks."""
-    train: bool = False
-    """Train all networks here, which takes an hour, instead of taking those that come with the recipe; a
-    run that was stopped goes on from the cache. Of real images they take the place of those that come
-    with the recipe."""
     report: str = ""
     """Write a page for who has to sign off a model to this folder."""
 
     def __post_init__(self) -> None:
-        if self.references is not None and (self.references < 0 or self.references % 2):
+        if self.references < 0 or self.references % 2:
             raise ValueError(
                 f"references must be an even number, as they are trained in pairs, not {self.references}"
             )
@@ -74,9 +68,9 @@ class Config:
             raise ValueError(f"known_share must be between 0 and 1, not {self.known_share}")
         for name, least in (("records", 400), ("attack_epochs", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        if self.records is not None and self.records > RECORDS:
+        if self.records > RECORDS:
             raise ValueError(
                 f"records must be at most {RECORDS:,}, which is all there is, not {self.records}"
             )
@@ -88,6 +82,10 @@ class Config:
                 raise ValueError(f"false_positive_rates must be between 0 and 1, not {rate}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be from 0 to 2**31 - 1, not {self.seed}")
+
+
+FULL = Config(target="all", records=RECORDS, references=8)
+"""All three targets on half of CIFAR-100 each."""
 
 
 @dataclass(frozen=True)

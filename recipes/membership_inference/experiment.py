@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from recipes.membership_inference.config import Config, Kind
+from recipes.membership_inference.config import FULL, Config, Kind
 
 if TYPE_CHECKING:
     from recipes.membership_inference.auditing import Audit
@@ -84,8 +84,6 @@ def run(config: Config) -> Result:
     for kind in kinds:  # before hours of work
         check_config(config, targets.plan(kind, images, config).network, images.member)
     trained = targets.trained(kinds, images, config)
-    if config.train and images.source == "real":
-        targets.ship(trained)
     arguments = [
         (one.network, one.plan, images.member, one.references, config, one.answers, kind)
         for kind, one in trained.items()
@@ -147,7 +145,7 @@ def main() -> None:
         shown = ("train_accuracy", "test_accuracy", "balanced_accuracy_white_box", "balanced_accuracy_loss")
         shown += ("auc", "tpr_at_1_percent", "tpr_at_01_percent", "epsilon_lower_bound")
         shown += ("stated_epsilon",) if target == "private" else ()
-        return cards.Experiment(name, Config(target=target), shown, source=source, published=published)
+        return cards.Experiment(name, replace(FULL, target=target), shown, source=source, published=published)
 
     plan = cards.Plan(
         recipe="membership_inference",
@@ -167,6 +165,4 @@ def main() -> None:
             of("private", "DP-SGD"),
         ),
     )
-    command_line.main(
-        "membership_inference", run, plot, describe, {"quick": Config(), "full": Config(train=True)}, plan
-    )
+    command_line.main("membership_inference", run, plot, describe, {"quick": Config(), "full": FULL}, plan)

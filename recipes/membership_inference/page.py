@@ -163,9 +163,21 @@ def _target(audit: Audit, result: Result) -> str:
 <p>{inside:,} members and {outside:,} others are judged; the lowest false positive rate that can be shown is
 {100 * metrics.floor(outside):.2g} %. {escape(result.data)} images.</p>
 {_table(head, rows)}
+{_costs(audit, shown)}
 {_precision(audit, shown)}
 {_classes(result, audit)}
 {_exposed(result, audit)}"""
+
+
+def _costs(audit: Audit, shown: Sequence[float]) -> str:
+    if not shown:
+        return ""
+    head = ("references", "CPU s", "the best attack", f"TPR at {100 * shown[0]:g} % FPR")
+    rows = [
+        ((str(references), f"{seconds:,.0f}", name, percent(true)), False)
+        for references, seconds, name, true in report.by_cost(audit, shown[0])
+    ]
+    return f"<h3>What an attack costs, and buys</h3>{_table(head, rows)}"
 
 
 def _precision(audit: Audit, shown: Sequence[float]) -> str:

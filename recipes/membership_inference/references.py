@@ -168,12 +168,17 @@ def in_parallel(work: Callable[..., Any], arguments: Sequence[tuple], workers: i
         workers: processes; None: one a core.
     """
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
 
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
     with warnings.catch_warnings(), parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         warnings.filterwarnings("ignore", "A worker stopped")  # having grown: another takes its place
         calls = (delayed(work)(*one) for one in arguments)
-        yield from Parallel(return_as="generator", mmap_mode="c")(calls)
+        try:
+            yield from Parallel(return_as="generator", mmap_mode="c")(calls)
+        except BaseException:
+            get_reusable_executor().shutdown(kill_workers=True)  # else they would end their work first
+            raise
 
 
 def _train_one(job: Job, folder: Path | None) -> Trained:

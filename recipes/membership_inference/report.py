@@ -70,6 +70,12 @@ def _describe(audit: Audit, result: Result) -> str:
             + f"  {attack.cpu_seconds:6,.0f}"
         )
     lines.append("* learned from members that the attacker knew; none of them is judged")
+    for rate in shown[:1]:
+        lines.append(f"the best at a false positive rate of {100 * rate:g} %, by what it costs:")
+        lines += [
+            f"  {references} references, {seconds:,.0f} CPU seconds: {name}, {percent(true)}"
+            for references, seconds, name, true in by_cost(audit, rate)
+        ]
     lines += [epsilon_line(audit), exposure_line(audit)]
     return "\n".join(lines)
 
@@ -140,6 +146,16 @@ def plot_roc(axes: Axes, audit: Audit) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def by_cost(audit: Audit, rate: float) -> list[tuple[int, float, str, float]]:
+    """The best attack for each number of references: references, CPU seconds, name, true positive rate."""
+    found = {}
+    for name, attack in audit.attacks.items():
+        true = attack.evaluation.points[rate].true_positives.value
+        if true > found.get(attack.references, (0, 0.0, "", -1.0))[3]:
+            found[attack.references] = (attack.references, attack.cpu_seconds, name, true)
+    return [found[number] for number in sorted(found)]
 
 
 def precision_table(audit: Audit, rate: float) -> Mapping[str, Mapping[float, float]]:

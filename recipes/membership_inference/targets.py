@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from recipes import data
-from recipes.files import shipped
-from recipes.membership_inference.config import RECORDS, Config, Kind, Training
+from recipes.membership_inference.config import Config, Kind, Training
 from recipes.membership_inference.fitting import Examples
 from recipes.membership_inference.networks import alexnet
 from recipes.membership_inference.references import Job, Plan, Trained, halves, train_all
@@ -45,10 +43,9 @@ class Pool:
 def pool(config: Config) -> Pool:
     """Load the images, and toss the coins."""
     dataset = data.load("cifar-100", config.data)
-    real = dataset.source == "real"
-    count = min(config.records or (RECORDS if real else 1_000), len(dataset.train))
-    kept, others = (200, 1_000) if not real else (KEPT, len(dataset.test))
-    records = _once(dataset.train.images[:count])
+    kept = min(KEPT, config.records // 5)
+    others = min(len(dataset.test), 2 * config.records)
+    records = _once(dataset.train.images[: config.records])
     seen = {image.tobytes() for image in dataset.train.images[records]}
     rest = [i for i in range(kept, others) if dataset.test.images[i].tobytes() not in seen]
     member = np.random.default_rng((config.seed, 0)).random(len(records)) < 0.5
@@ -79,7 +76,7 @@ def plan(kind: Kind, images: Pool, config: Config) -> Plan:
     how = TRAININGS[kind]
     if kind == "private":
         how = replace(how, epsilon=config.epsilon)
-    if images.source == "embedded":
+    if len(images.member) < 10_000:  # an epoch is few steps
         how = replace(how, batch=min(how.batch, 64), patience=2 * how.patience)
     network = alexnet(len(images.class_names), "group" if how.epsilon else "batch")
     kept = images.kept if how.patience else None
@@ -95,8 +92,6 @@ class Target:
     plan: Plan
     answers: Trained
     references: list[Trained]
-    files: tuple[str, ...]
-    """Of the target and its references, in the folder that they were found in or written to."""
 
 
 def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, Target]:
@@ -105,43 +100,26 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
     Args:
         kinds: of targets.
         images: what to train on.
-        config: how many references: those of the over-fitted target, of the others half as many; and whether
-            to train even what comes with the recipe.
+        config: how many references: those of the over-fitted target, of the others half as many.
     """
     jobs = {kind: _jobs(kind, images, config) for kind in kinds}
     cache = data.cache_folder() / "membership_inference"
-    folders = [cache] if config.train else [shipped("models", "membership_inference"), cache]
-    everything = iter(train_all([job for kind in kinds for job in jobs[kind]], folders))
+    everything = iter(train_all([job for kind in kinds for job in jobs[kind]], [cache]))
     found = {}
     for kind in kinds:
         target, *references = [next(everything) for _ in jobs[kind]]
         network = jobs[kind][0].plan.network
         network.load_state_dict(target.weights)
-        files = tuple(job.file_name for job in jobs[kind])
-        found[kind] = Target(
-            network.requires_grad_(False).eval(), jobs[kind][0].plan, target, references, files
-        )
+        found[kind] = Target(network.requires_grad_(False).eval(), jobs[kind][0].plan, target, references)
     return found
 
 
 def _jobs(kind: Kind, images: Pool, config: Config) -> list[Job]:
     """The target, then its references."""
     of_kind = plan(kind, images, config)
-    references = config.references if config.references is not None else 8 if images.source == "real" else 4
-    pairs = references // 2 if kind == "overfitted" else -(-references // 4)
+    pairs = config.references // 2 if kind == "overfitted" else -(-config.references // 4)
     rows = halves(len(images.member), pairs, config.seed)
     return [
         Job(f"{kind}_target", of_kind, images.member, 0, keep_weights=True),
         *(Job(f"{kind}_{k}", of_kind, row, k) for k, row in enumerate(rows, start=1)),
     ]
-
-
-def ship(targets: Mapping[Kind, Target]) -> None:
-    """Let what was trained come with the recipe, in place of what did."""
-    folder = shipped("models", "membership_inference")
-    folder.mkdir(exist_ok=True)
-    for kind, target in targets.items():
-        for old in folder.glob(f"{kind}_*.safetensors"):
-            old.unlink()
-        for name in target.files:
-            shutil.copyfile(data.cache_folder() / "membership_inference" / name, folder / name)
