@@ -192,10 +192,11 @@ for name, attack in audit.attacks.items():
 # any.
 
 # %%
-best = audit.best(rates[-1])
+best = audit.headline
+print(f"{best}, wrong about {rates[-1]:.2%} of others")
 for prior in metrics.PRIORS:
-    precision = audit.attacks[best].evaluation.points[rates[-1]].precision(prior)
-    print(f"{best}, wrong about {rates[-1]:.2%}, {prior:.0%} members: precision {precision:.1%}")
+    found = audit.attacks[best].evaluation.points[rates[-1]].precision(prior)
+    print(f"{prior:.0%} are members: precision {found.value:.1%} [{found.low:.1%}, {found.high:.1%}]")
 
 # %% [markdown]
 # ## Who is exposed?
@@ -239,14 +240,16 @@ print(report.epsilon_line(audit))
 #
 # ## A network of your own
 #
-# `audit` takes any PyTorch classifier. Here is one that learns noise by heart, and the same before it
-# was trained.
+# `audit` takes any PyTorch classifier. A bound needs members that a coin chose, and others to compare
+# with. Here is one that learns noise by heart, and the same before it was trained.
 
 # %%
 random = np.random.default_rng(0)
 inputs = random.normal(size=(900, 20)).astype(np.float32)
 answers = random.integers(0, 4, 900)
-members, others = (inputs[:400], answers[:400]), (inputs[400:], answers[400:])
+tossed = random.random(800) < 0.5
+members, others = ((inputs[:800][side], answers[:800][side]) for side in (tossed, ~tossed))
+population = inputs[800:], answers[800:]
 torch.manual_seed(0)
 network = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
 how = mia.Training(epochs=40, batch=16, weight_decay=0.0)
@@ -256,7 +259,7 @@ own = mia.Config(references=4, mirror=False)
 for state in ("untrained", "trained"):
     if state == "trained":
         fitting.fit(network, members, how, seed=0)
-    found = mia.audit(network, members, others, own, how=how)
+    found = mia.audit(network, members, others, own, how=how, population=population, fair_tosses=True)
     e = found.attacks["BaVarIA, 4"].evaluation
     right = training.accuracy(network, *members)
     print(f"{state}, {right:.0%} right: AUC {e.auc:.2f} [{e.auc_low:.2f}, {e.auc_high:.2f}]", end=", ")

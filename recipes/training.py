@@ -48,7 +48,7 @@ def train(
         images: `[N, ...]` float32.
         labels: `[N]` integers.
         optimiser: AdamW; or SGD with Nesterov's momentum, whose rate rises for a fifth of the steps before it
-            falls (Smith and Topin 2018, arXiv:1708.07120).
+            falls, and momentum the other way round (Smith and Topin 2018, arXiv:1708.07120).
         augment: what each batch is changed by, such as one of torchvision's transforms; it may draw from
             PyTorch's global generator, which is put back.
         finished: asked after each epoch, with the network in evaluation mode; True ends the training.
@@ -66,7 +66,8 @@ def train(
         schedule = rates.CosineAnnealingLR(stepper, steps)
     else:
         stepper = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how)
-        schedule = rates.OneCycleLR(stepper, learning_rate, steps, pct_start=0.2)
+        rise = 0.3 if steps == 5 else 0.2  # a rise of one step exactly is more than PyTorch can divide
+        schedule = rates.OneCycleLR(stepper, learning_rate, steps, pct_start=rise)
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -84,7 +84,17 @@ def test_a_gaussian_models_figures_are_the_closed_forms() -> None:
         assert point.true_positives.value == pytest.approx(expected, rel=0.25 if rate == 1e-4 else 0.05)
         prior = 0.01
         precision = prior * expected / (prior * expected + (1 - prior) * rate)
-        assert point.precision(prior) == pytest.approx(precision, rel=0.25 if rate == 1e-4 else 0.05)
+        assert point.precision(prior).value == pytest.approx(precision, rel=0.25 if rate == 1e-4 else 0.05)
+
+
+@pytest.mark.parametrize(("rate", "each"), [(0.1, 200), (0.01, 1000)])
+def test_the_interval_at_a_rate_allows_for_its_threshold(rate: float, each: int) -> None:
+    """As below; the threshold comes from the same non-members, and moves."""
+    truth, covered = ndtr(1.5 - ndtri(1 - rate)), 0
+    for seed in range(400):
+        true = metrics.at_rate(*separated(1.5, each, seed), rate).true_positives
+        covered += true.low <= truth <= true.high
+    assert covered >= 364
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -312,7 +322,8 @@ def test_ties_do_not_tell_who_comes_first() -> None:
 
 
 def test_members_that_no_coin_chose_give_no_bound() -> None:
-    assert bound.epsilon_lower_bound({"any": np.zeros(1000)}, np.arange(1000) < 800) is None
+    with pytest.raises(ValueError, match="800 members of 1,000 records cannot be fair tosses"):
+        bound.epsilon_lower_bound({"any": np.zeros(1000)}, np.arange(1000) < 800)
 
 
 def test_the_most_exposed_are_those_that_all_seeds_find() -> None:
@@ -417,7 +428,7 @@ def test_the_posteriors_deviation_is_that_of_drawn_weights() -> None:
     fitting.fit(network, (x[:100], y[:100]), Training(epochs=3, batch=16), 0)
     own = np.arange(200) < 100
     ours = posterior.deviations(network, x, y, own, prior_precision=2.0, draws=4000)
-    features, logits = (part.double() for part in posterior.inputs_and_logits(network, network[-1], x))
+    features, logits = (part.double() for part in posterior.inputs_and_logits(network, x))
     p = torch.softmax(logits[own], 1)
     of_outputs = (torch.diag(p.sum(0)) - p.T @ p) / 100
     precision = torch.kron(of_outputs, features[own].T @ features[own]) + 2.0 * torch.eye(4 * 17)
@@ -575,7 +586,8 @@ def leaking(count: int = 300) -> tuple[nn.Module, fitting.Examples, fitting.Exam
 def audited() -> auditing.Audit:
     """All attacks, four references, on a network that leaks."""
     network, members, others, how = leaking()
-    return auditing.audit(network, members, others, Config(references=4, attack_epochs=8), how=how)
+    config, more = Config(references=4, attack_epochs=8), images(60, seed=2)
+    return auditing.audit(network, members, others, config, how=how, population=more, fair_tosses=True)
 
 
 def test_a_network_that_knows_its_members_by_heart_is_found_out(audited: auditing.Audit) -> None:
@@ -620,6 +632,8 @@ def test_a_network_that_cannot_leak_does_not() -> None:
         images(440, seed=1),
         Config(references=4, attack_epochs=4, known_share=0.3),
         how=Training(epochs=10, batch=16),
+        population=images(60, seed=2),
+        fair_tosses=True,
     )
     missed = [
         name
@@ -633,11 +647,11 @@ def test_a_network_that_cannot_leak_does_not() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("overlap", "1 of the non_members are members, too"),
+        ("overlap", "1 of the non_members are among the members, too"),
         ("labels", r"non_members: labels are from 0 to 4, and the network has 4 outputs, from 0 to 3"),
         ("shapes", "inputs are"),
         ("lengths", "100 inputs and 99 labels"),
-        ("dtype", "finite float32"),
+        ("dtype", "must be a NumPy array of float32, not float64"),
         ("few", "30 records are too few"),
         ("rate", r"false_positive_rates 0.001: with \d+ non-members to judge on, nothing below"),
         ("layer", "layers_to_exploit 99 is none of the 6 layers"),

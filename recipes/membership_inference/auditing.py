@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,8 @@ class Attack:
                 for rate, point in e.points.items()
             },
             "precision": {
-                f"{rate:g}": {f"{prior:g}": point.precision(prior) for prior in metrics.PRIORS}
+                f"{rate:g}": {f"{prior:g}": point.precision(prior).value for prior in metrics.PRIORS}
                 for rate, point in e.points.items()
-                if point.true_positives.value + point.false_positives.value
             },
             "references": self.references,
             "knows_members": self.knows_members,
@@ -79,9 +79,18 @@ class Audit:
     labels: np.ndarray
     """`[N]` int64."""
     bound: Bound | None
-    """Of epsilon, from below; None if members were not chosen by fair tosses."""
+    """Of epsilon, from below; None if nobody said that members were chosen by fair tosses."""
     exposed: Exposed
     stated_epsilon: float | None = None
+    statement: str | None = None
+    """What the target's training states, in full."""
+
+    @property
+    def headline(self) -> str:
+        """The attack whose figures stand for all, chosen before any was seen: BaVarIA with all references, or
+        the loss where there are too few for it."""
+        bavaria = [name for name in self.attacks if name.startswith("BaVarIA")]
+        return bavaria[-1] if bavaria else "loss"
 
     def best(self, rate: float | None = None) -> str:
         """The attack with the highest true positive rate at a false positive rate; None: highest AUC."""
@@ -102,6 +111,7 @@ class Audit:
             "epsilon_lower_bound": self.bound.epsilon if self.bound else None,
             "epsilon_lower_bound_attack": self.bound.attack if self.bound else None,
             "stated_epsilon": self.stated_epsilon,
+            "statement": self.statement,
             "judged_members": int(self.member.sum()),
             "judged_non_members": int((~self.member).sum()),
         }
@@ -115,21 +125,24 @@ def audit(
     *,
     how: Training = _TRAINING,
     population: Examples | None = None,
+    fair_tosses: bool = False,
     folder: Path | None = None,
     name: str = "target",
 ) -> Audit:
     """Attack a classifier with everything that the recipe has.
 
     Args:
-        model: inputs `[B, ...]` float32 -> logits `[B, C]`. Any architecture; BMIA needs an nn.Linear as its
-            last layer.
+        model: inputs `[B, ...]` float32 -> logits `[B, C]`, on the CPU; it is left as it is. BMIA needs an
+            nn.Linear whose output are the logits.
         members: inputs `[N, ...]` float32 and labels `[N]` integers that it was trained on.
         non_members: such that it was not trained on, from the same distribution.
         config: what the attacker knows and does; `data`, `target`, `records`, `epsilon` and `report` are the
             recipe's own and are not looked at.
-        how: how references are trained, which should be how the model was.
+        how: how references are trained, which should be how the model was: from weights drawn anew.
         population: more non-members, which no reference is trained on, for RMIA and quantile regression.
             None: a tenth of the non-members is set apart.
+        fair_tosses: whether each record was a member by a fair toss of a coin, as a bound of epsilon needs
+            it; without, there is none. It needs a population.
         folder: where references are kept, so that a run that was stopped goes on.
         name: of the target.
 
@@ -137,7 +150,12 @@ def audit(
         ValueError: arrays that do not fit each other, labels that the network has no output for, records that
             are members and non-members, a layer that does not exist, too few records for a rate asked for.
     """
+    model = copy.deepcopy(model).eval()
     check_examples(model, members, non_members, population)
+    if fair_tosses and population is None:
+        raise ValueError(
+            "fair_tosses needs a population: to set some non-members apart would make the tosses unfair"
+        )
     if population is None:
         apart = np.zeros(len(non_members[1]), bool)
         draw = np.random.default_rng((config.seed, 4))
@@ -148,12 +166,14 @@ def audit(
         np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in zip(members, non_members, strict=True)
     )
     member = np.arange(len(examples[1])) < len(members[1])
-    check_config(config, model, member)
-    plan = Plan(model, examples, population, how, mirror=config.mirror, seed=config.seed)
+    examples, population = ((part[0], part[1].astype(np.int64)) for part in (examples, population))
+    mirror = config.mirror and examples[0].ndim == 4
+    plan = Plan(model, examples, population, how, mirror=mirror, seed=config.seed)
     rows = halves(len(member), config.references // 2, config.seed)
     jobs = [Job(f"{name}_{k}", plan, row, k + 1) for k, row in enumerate(rows)]
+    check_config(config, plan, member)  # before hours of training
     trained = train_all(jobs, [folder] if folder else [])
-    return audit_with(model, plan, member, trained, config, name=name)
+    return audit_with(model, plan, member, trained, config, name=name, fair_tosses=fair_tosses)
 
 
 def check_examples(
@@ -169,8 +189,10 @@ def check_examples(
             raise ValueError(f"{name}: {len(inputs)} inputs and {len(labels)} labels: each input needs one")
         if len(labels) < 40:
             raise ValueError(f"{name}: {len(labels)} records are too few: give 40 or more")
-        if inputs.dtype != np.float32 or not np.isfinite(inputs).all():
-            raise ValueError(f"{name}: inputs must be finite float32 numbers, not {inputs.dtype}")
+        if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32:
+            raise ValueError(f"{name}: inputs must be a NumPy array of float32, not {inputs.dtype}")
+        if not np.isfinite(inputs).all():
+            raise ValueError(f"{name}: inputs are not all finite numbers")
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name}: labels must be integers, not {labels.dtype}")
         if inputs.shape[1:] != members[0].shape[1:]:
@@ -184,11 +206,14 @@ def check_examples(
                 f"{name}: labels are from {examples[1].min()} to {examples[1].max()}, and the network has "
                 f"{classes} outputs, from 0 to {classes - 1}"
             )
-    seen = {record.tobytes() for record in members[0]}
-    for name in ("non_members", "population"):
-        both = sum(record.tobytes() in seen for record in named[name][0]) if named[name] else 0
-        if both:
-            raise ValueError(f"{both} of the {name} are members, too: nobody could tell which they are")
+    seen: dict[bytes, str] = {}
+    for name, examples in named.items():
+        again = [seen.setdefault(record.tobytes(), name) for record in examples[0]] if examples else []
+        others = [other for other in again if other != name]
+        if others:
+            raise ValueError(f"{len(others)} of the {name} are among the {others[0]}, too: who could tell?")
+        if examples and len({record.tobytes() for record in examples[0]}) < len(examples[0]):
+            raise ValueError(f"{name}: some records are there twice, and could be known and judged at once")
 
 
 @training.one_thread()
@@ -200,6 +225,7 @@ def audit_with(
     config: Config,
     answers: Trained | None = None,
     name: str = "target",
+    fair_tosses: bool = True,
 ) -> Audit:
     """Audit with references that are trained already.
 
@@ -211,13 +237,13 @@ def audit_with(
         config: what the attacker knows and does.
         answers: what the target answered, if that is known; its training's epsilon is stated.
         name: of the target.
+        fair_tosses: whether members were chosen by fair tosses of a coin, as a bound of epsilon needs it.
     """
-    model = model.eval()
     inputs, labels = plan.examples
     known = _known(config, len(member))
     judged = np.flatnonzero(~known)
-    check_config(config, model, member)
-    exploits = _exploits(config)
+    check_config(config, plan, member)
+    exploits = _exploits(config, model)
     view = inference_model.view(model, exploits.values(), inputs, labels)
     logits = view.logits.numpy()
     phi, of_population = (
@@ -255,13 +281,13 @@ def audit_with(
             )[judged],
             knows_members=True,
         )
-    used = 2
-    while used <= len(references):
+    for used in sorted({2, 4, 8, 16, 32, 64, len(references)}):
+        if not 2 <= used <= len(references):
+            continue
         some = references[:used]
         signals = _signals(phi, of_population, some).of(judged)
         for attack_name, scores in _calibrated(used, signals).items():
             add(f"{attack_name}, {used}", scores, some)
-        used *= 2
     pairs = [
         _signals(phi, of_population, references[i : i + 2]).of(judged) for i in range(0, len(references), 2)
     ]
@@ -275,9 +301,10 @@ def audit_with(
         judged,
         member[judged],
         labels[judged],
-        epsilon_lower_bound(own, member[judged]),
+        epsilon_lower_bound(own, member[judged]) if fair_tosses else None,
         most_exposed(seeds, member[judged]),
         answers.fit.epsilon if answers else None,
+        answers.fit.statement if answers else None,
     )
 
 
@@ -286,12 +313,20 @@ def _known(config: Config, records: int) -> np.ndarray:
     return np.random.default_rng((config.seed, 5)).random(records) < config.known_share
 
 
-def check_config(config: Config, model: nn.Module, member: np.ndarray) -> None:
+def check_config(config: Config, plan: Plan, member: np.ndarray) -> None:
     """Raise ValueError for what the config asks for and these records or this network cannot give."""
-    for exploit in _exploits(config).values():
-        inference_model.chosen_layers(model, exploit.layers_to_exploit, with_weights=False)
-        inference_model.chosen_layers(model, exploit.gradients_to_exploit, with_weights=True)
-    others = int((~member & ~_known(config, len(member))).sum())
+    two = tuple(part[:2] for part in plan.examples)
+    network = copy.deepcopy(plan.network).eval()
+    inference_model.view(network, _exploits(config, network).values(), *two)
+    known = _known(config, len(member))
+    for kind, of_kind in (("members", member), ("non-members", ~member)):
+        for what, these in (("known", known & of_kind), ("judged", ~known & of_kind)):
+            if these.sum() < 10:
+                raise ValueError(
+                    f"{int(these.sum())} {kind} would be {what}, and 10 are needed: give more records, or "
+                    f"another known_share than {config.known_share:g}"
+                )
+    others = int((~member & ~known).sum())
     floor = metrics.floor(max(1, others))
     for rate in config.false_positive_rates or ():
         if rate < floor:
@@ -301,10 +336,11 @@ def check_config(config: Config, model: nn.Module, member: np.ndarray) -> None:
             )
 
 
-def _exploits(config: Config) -> Mapping[str, Exploit]:
-    """The article's three, or the one that the config describes."""
+def _exploits(config: Config, model: nn.Module) -> Mapping[str, Exploit]:
+    """The article's three, as far as the network has as many layers; or the one that the config describes."""
     if config.layers_to_exploit is None and config.gradients_to_exploit is None:
-        return ARTICLE
+        count = len(inference_model.layers(model))
+        return {name: exploit for name, exploit in ARTICLE.items() if len(exploit.layers_to_exploit) <= count}
     layers, gradients = config.layers_to_exploit or (), config.gradients_to_exploit or ()
     return {"chosen": Exploit(layers, gradients, config.exploit_loss, config.exploit_label)}
 

@@ -36,7 +36,7 @@ def epsilon_lower_bound(
     member: np.ndarray,
     delta: float = 1e-5,
     confidence: float = metrics.CONFIDENCE,
-) -> Bound | None:
+) -> Bound:
     """The best bound of several attacks, each of which pays for having been tried.
 
     Args:
@@ -45,8 +45,8 @@ def epsilon_lower_bound(
         delta: of (epsilon, delta)-differential privacy, for records that are added or removed.
         confidence: of the bound.
 
-    Returns:
-        The bound; None if the memberships cannot have been fair tosses.
+    Raises:
+        ValueError: the memberships cannot have been fair tosses, or there are too few.
     """
     from scipy.special import logit
     from scipy.stats import beta, binomtest
@@ -54,10 +54,14 @@ def epsilon_lower_bound(
     from recipes.dp_sgd.audit import one_run_bound
 
     if binomtest(int(member.sum()), len(member)).pvalue < 1e-6:
-        return None
+        raise ValueError(
+            f"{int(member.sum()):,} members of {len(member):,} records cannot be fair tosses of a coin"
+        )
     guesses = [
         (name, *counts) for name, of_attack in scores.items() for counts in _guesses(of_attack, member)
     ]
+    if not guesses:
+        raise ValueError(f"{len(member)} records are too few for a bound: give 20 or more")
     error = (1 - confidence) / len(guesses)
     # with delta 0 the bound is Clopper and Pearson's; with more it is lower, so that few need be worked out
     _, right, guessed = (np.array(part) for part in zip(*guesses, strict=True))

@@ -28,8 +28,8 @@ class Config:
     """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
     what the first was not. The regularised and the private target have half as many."""
     known_share: float = 0.2
-    """The share of members, and of non-members, that the attacker knows to be so. Only the article's
-    attack and quantile regression learn from them, and no attack is judged on them."""
+    """The share of members, and of non-members, that the attacker knows to be so. Only the article's attack
+    learns from them, and no attack is judged on them."""
     layers_to_exploit: tuple[int, ...] | None = None
     """The article's attack: layers whose outputs it sees, counted among all layers, -1 for the last. None,
     together with gradients_to_exploit: the three configurations of the article."""
@@ -112,3 +112,12 @@ class Training:
     delta: float = 1e-5
     clip: float = 1.0
     """The longest gradient of an example, with epsilon."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
+        if self.weight_decay < 0 or self.patience < 0:
+            raise ValueError("weight_decay and patience must not be below 0")
+        if self.optimiser not in ("adamw", "sgd"):
+            raise ValueError(f"optimiser must be adamw or sgd, not {self.optimiser}")

@@ -48,9 +48,9 @@ class Result:
     others: tuple[dict[str, Any], ...]
     """The same of the other targets."""
     auc: float
-    """Of the attack with the highest."""
+    """Of BaVarIA with all references, which stands for all attacks; of the loss, if there are too few."""
     balanced_accuracy: float
-    """The highest of all attacks."""
+    """Of the same."""
     balanced_accuracy_loss: float
     """Of the threshold on the loss."""
     balanced_accuracy_white_box: float
@@ -58,8 +58,7 @@ class Result:
     balanced_accuracy_black_box: float | None
     """Of the article's attack on the last outputs and the label; None if it was not made."""
     tpr_at_1_percent: float | None
-    """The highest true positive rate at a false positive rate of 1 %; None if there are too few
-    non-members."""
+    """Its true positive rate at a false positive rate of 1 %; None if there are too few non-members."""
     tpr_at_01_percent: float | None
     """At 0.1 %."""
     stated_epsilon: float | None
@@ -82,7 +81,7 @@ def run(config: Config) -> Result:
         page.check_folder(Path(config.report))
     images = targets.pool(config)
     for kind in kinds:  # before hours of work
-        check_config(config, targets.plan(kind, images, config).network, images.member)
+        check_config(config, targets.plan(kind, images, config), images.member)
     trained = targets.trained(kinds, images, config)
     arguments = [
         (one.network, one.plan, images.member, one.references, config, one.answers, kind)
@@ -98,13 +97,12 @@ def run(config: Config) -> Result:
 def collect(images: Pool, trained: Mapping[Kind, Target], audits: dict[str, Audit]) -> Result:
     """One result of all audits."""
     first, *others = audits.values()
-    best = first.attacks[first.best()].evaluation
+    headline = first.attacks[first.headline].evaluation
     by_name = {name: attack.evaluation.balanced_accuracy for name, attack in first.attacks.items()}
     white_box = [name for name in by_name if name.startswith("inference model")]
 
     def rate_at(rate: float) -> float | None:
-        points = [a.evaluation.points[rate] for a in first.attacks.values() if rate in a.evaluation.points]
-        return max((point.true_positives.value for point in points), default=None)
+        return headline.points[rate].true_positives.value if rate in headline.points else None
 
     return Result(
         data=images.source,
@@ -114,8 +112,8 @@ def collect(images: Pool, trained: Mapping[Kind, Target], audits: dict[str, Audi
             if name in ("target", "train_accuracy", "test_accuracy", "attacks", "epsilon_lower_bound")
         },
         others=tuple(audit.summary() for audit in others),
-        auc=best.auc,
-        balanced_accuracy=max(by_name.values()),
+        auc=headline.auc,
+        balanced_accuracy=headline.balanced_accuracy,
         balanced_accuracy_loss=by_name["loss"],
         balanced_accuracy_white_box=by_name[white_box[0]],
         balanced_accuracy_black_box=by_name.get("inference model, output"),

@@ -21,6 +21,8 @@ class Fit:
     """Taken."""
     epsilon: float | None
     """Stated, rounded up; None without DP-SGD."""
+    statement: str | None
+    """What may be said of it: delta, neighbours, accountant, sampling; None without DP-SGD."""
     cpu_seconds: float
 
 
@@ -45,8 +47,8 @@ def fit(
     """
     begin = time.process_time()
     if how.epsilon is not None:
-        epsilon = _privately(network, examples, how, seed)
-        return Fit(how.epochs, epsilon, time.process_time() - begin)
+        epsilon, statement = _privately(network, examples, how, seed)
+        return Fit(how.epochs, epsilon, statement, time.process_time() - begin)
     stop = EarlyStopping(network, kept, how.patience)
     training.train(
         network,
@@ -61,7 +63,7 @@ def fit(
         seed=seed,
     )
     stop.put_back()
-    return Fit(stop.epochs, None, time.process_time() - begin)
+    return Fit(stop.epochs, None, None, time.process_time() - begin)
 
 
 def moved_and_mirrored(images: Tensor) -> Tensor:
@@ -100,8 +102,8 @@ class EarlyStopping:
             self.network.load_state_dict(self.weights)
 
 
-def _privately(network: nn.Module, examples: Examples, how: Training, seed: int) -> float:
-    """Train with recipe 5's DP-SGD; gives the epsilon that it states."""
+def _privately(network: nn.Module, examples: Examples, how: Training, seed: int) -> tuple[float, str]:
+    """Train with recipe 5's DP-SGD; gives the epsilon that it states, and what may be said of it."""
     from recipes.dp_sgd import Settings, Trainer, noise_for
     from recipes.dp_sgd.accounting import rounded_up
 
@@ -120,4 +122,4 @@ def _privately(network: nn.Module, examples: Examples, how: Training, seed: int)
     network.train()
     ledger = Trainer(network, inputs, labels, settings).run()
     network.eval()
-    return float(rounded_up(ledger.epsilon(how.delta)))
+    return float(rounded_up(ledger.epsilon(how.delta))), ledger.statement(how.delta)

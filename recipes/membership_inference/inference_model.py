@@ -185,35 +185,45 @@ def view(network: nn.Module, exploits: Iterable[Exploit], inputs: np.ndarray, la
         ValueError: a layer does not exist, or is not used once for each input.
     """
     exploits = list(exploits)
-    parts: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {
-        layer: []
-        for exploit in exploits
-        for layer in (
-            *chosen_layers(network, exploit.layers_to_exploit, with_weights=False),
-            *chosen_layers(network, exploit.gradients_to_exploit, with_weights=True),
-        )
-    }
-    hooks = [
-        layer.register_forward_hook(lambda m, came, went: parts[m].append((came[0], went))) for layer in parts
+    outputs = [m for e in exploits for m in chosen_layers(network, e.layers_to_exploit, with_weights=False)]
+    weighted = [
+        m for e in exploits for m in chosen_layers(network, e.gradients_to_exploit, with_weights=True)
     ]
-    x = torch.from_numpy(inputs)
+    came_in: dict[nn.Module, list[Tensor]] = {m: [] for m in weighted if isinstance(m, nn.Linear)}
+    went_out: dict[nn.Module, list[Tensor]] = {m: [] for m in outputs}
+    latest: dict[nn.Module, Tensor] = {}
+
+    def note(layer: nn.Module, came: tuple[Tensor, ...], went: Tensor) -> None:
+        if not isinstance(went, Tensor):
+            raise ValueError(f"a {type(layer).__name__} gives no tensor: name other layers to exploit")
+        latest[layer] = went
+        for kept, seen in ((came_in, came[0]), (went_out, went)):
+            if layer in kept:
+                kept[layer].append(seen.clone())  # layers that work in place would change it
+
+    hooks = [layer.register_forward_hook(note) for layer in {*outputs, *weighted}]
+    x, logits = torch.from_numpy(inputs), []
+    last: set[nn.Module] = set()
     try:
         with torch.no_grad():
-            logits = [network(batch) for batch in x.split(1000)]
+            for batch in x.split(1000):
+                logits.append(network(batch))
+                last = {layer for layer, went in latest.items() if went is logits[-1]}
     finally:
         for hook in hooks:
             hook.remove()
-    if any(len(seen) != len(logits) for seen in parts.values()):
-        raise ValueError("a layer that is exploited must be used once for each input")
-    last = {layer for layer, seen in parts.items() if seen[-1][1] is logits[-1]}
-    outputs = {e for exploit in exploits for e in chosen_layers(network, exploit.layers_to_exploit, False)}
+    if any(len(seen) != len(logits) for seen in (*came_in.values(), *went_out.values())):
+        raise ValueError("a layer that is exploited must be used once for each input: name others")
     whole = torch.cat(logits)
-    came_in = {
-        layer: torch.cat([came for came, _ in parts[layer]]) for layer in last if isinstance(layer, nn.Linear)
-    }
-    went_out = {layer: torch.cat([went for _, went in parts[layer]]) for layer in outputs - last}
-    went_out |= dict.fromkeys(last, whole)
-    return View(network, x, torch.from_numpy(labels.astype(np.int64)), came_in, went_out, whole)
+    return View(
+        network,
+        x,
+        torch.from_numpy(labels.astype(np.int64)),
+        {layer: torch.cat(seen) for layer, seen in came_in.items() if layer in last},
+        {layer: whole if layer in last else torch.cat(seen) for layer, seen in went_out.items()}
+        | dict.fromkeys(last, whole),
+        whole,
+    )
 
 
 # --- the attack's own network -------------------------------------------------------------------------
@@ -279,13 +289,13 @@ def train(seen: Sequence[Component], member: np.ndarray, known: np.ndarray, sett
     """
     from recipes.membership_inference import metrics
 
-    places = np.random.default_rng((settings.seed, 3)).permutation(np.flatnonzero(known))
-    held, used = (torch.from_numpy(part) for part in np.split(places, [len(places) // 10]))
+    held, used = (torch.from_numpy(part) for part in _split(member, known, settings.seed))
     truth = torch.zeros(len(member))
     truth[used], truth[held] = (torch.from_numpy(member[part.numpy()]).float() for part in (used, held))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = InferenceModel([part[used[:2000]] for part in seen])
+        some = used[torch.randperm(len(used))[: 128 if _large(seen) else 2000]]
+        model = InferenceModel([part[some] for part in seen])
         optimiser = _optimiser(model, settings)
         best, weights = -1.0, model.state_dict()
         bar = range(settings.epochs)
@@ -306,10 +316,27 @@ def train(seen: Sequence[Component], member: np.ndarray, known: np.ndarray, sett
     return scores
 
 
+def _split(member: np.ndarray, known: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A tenth of the known records, of both kinds, to choose the epoch by; and the others, to learn from."""
+    random = np.random.default_rng((seed, 3))
+    held, used = [], []
+    for of_kind in (known & member, known & ~member):
+        places = random.permutation(np.flatnonzero(of_kind))
+        apart = max(2, len(places) // 10)
+        held, used = [*held, *places[:apart]], [*used, *places[apart:]]
+    return np.array(held), np.array(used)
+
+
 def _scores(model: InferenceModel, seen: Sequence[Component], which: Tensor) -> np.ndarray:
     model.eval()
     with torch.no_grad():
-        return torch.cat([model([part[batch] for part in seen]) for batch in which.split(500)]).numpy()
+        batches = which.split(64 if _large(seen) else 500)
+        return torch.cat([model([part[batch] for part in seen]) for batch in batches]).numpy()
+
+
+def _large(seen: Sequence[Component]) -> bool:
+    """Whether a component is of millions of numbers a record."""
+    return any(isinstance(part, Recomputed) for part in seen)
 
 
 def _optimiser(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

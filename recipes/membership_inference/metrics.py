@@ -10,7 +10,7 @@ non-members to count it with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,14 +38,24 @@ class Point:
     true_positives: Rate
     false_positives: Rate
 
-    def precision(self, prior: float) -> float:
-        """The share of members among the records that it takes for members; nan if it takes none.
+    def precision(self, prior: float) -> Rate:
+        """The share of members among the records that it takes for members, and what both intervals allow.
 
         Args:
             prior: the share of members among the records that it looks at.
         """
-        right, wrong = prior * self.true_positives.value, (1 - prior) * self.false_positives.value
-        return right / (right + wrong) if right + wrong else float("nan")
+        true, false = self.true_positives, self.false_positives
+        return Rate(
+            _precision(prior, true.value, false.value),
+            _precision(prior, true.low, false.high),
+            _precision(prior, true.high, false.low),
+        )
+
+
+def _precision(prior: float, true: float, false: float) -> float:
+    """0 where nobody is accused."""
+    right, wrong = prior * true, (1 - prior) * false
+    return right / (right + wrong) if right + wrong else 0.0
 
 
 @dataclass(frozen=True)
@@ -134,13 +144,17 @@ def at_threshold(scores: np.ndarray, member: np.ndarray, threshold: float) -> Po
 
 
 def at_rate(scores: np.ndarray, member: np.ndarray, rate: float) -> Point:
-    """The attack at the lowest threshold at which the false positive rate is at most `rate`.
+    """The attack at the lowest threshold at which the counted false positive rate is at most `rate`.
 
-    The threshold depends on non-members alone, so that the interval of the true positive rate holds for it.
+    The interval of the true positive rate is that of the threshold whose true false positive rate is `rate`:
+    half of its error is for where that threshold lies, given the scores of so many non-members, and half
+    for the members above it.
 
     Raises:
         ValueError: there are too few non-members for the rate.
     """
+    from scipy.stats import binom
+
     check_scores(scores, member)
     outside = np.sort(scores[~member])
     if rate < floor(len(outside)) * (1 - 1e-9):
@@ -149,7 +163,25 @@ def at_rate(scores: np.ndarray, member: np.ndarray, rate: float) -> Point:
             f"floor is {floor(len(outside)):.2g}: take {int(np.ceil(1 / rate)):,} or more"
         )
     allowed = int(np.floor(rate * len(outside) * (1 + 1e-9)))
-    return at_threshold(scores, member, float(outside[-allowed - 1] if allowed < len(outside) else -np.inf))
+    point = at_threshold(scores, member, _above(outside, allowed))
+    # how many non-members the true threshold lets through is binomial
+    error = 1 - CONFIDENCE
+    few, many = (int(count) for count in binom.ppf((error / 4, 1 - error / 4), len(outside), rate))
+    inside = scores[member]
+    least, most = (int((inside > _above(outside, count)).sum()) for count in (few - 1, many))
+    true = Rate(
+        point.true_positives.value,
+        share(least, len(inside), 1 - error / 2).low,
+        share(most, len(inside), 1 - error / 2).high,
+    )
+    return replace(point, true_positives=true)
+
+
+def _above(ascending: np.ndarray, count: int) -> float:
+    """A threshold above which so many scores lie, or fewer if some are equal; -1: none of anyone's."""
+    if count < 0:
+        return np.inf
+    return float(ascending[-count - 1]) if count < len(ascending) else -np.inf
 
 
 def balanced_accuracy(scores: np.ndarray, member: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -178,7 +210,7 @@ def balanced_accuracy(scores: np.ndarray, member: np.ndarray, seed: int = 0) -> 
 
 
 def best_threshold(scores: np.ndarray, member: np.ndarray) -> float:
-    """The threshold with the highest balanced accuracy on these records; below all scores if none helps."""
+    """The threshold with the highest balanced accuracy on these records; infinite if none helps."""
     if not (member.any() and not member.all()):
         return -np.inf
     false, true = roc(scores, member)

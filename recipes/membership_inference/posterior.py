@@ -17,24 +17,30 @@ from torch import Tensor, nn
 from recipes.membership_inference.attacks import confidences
 
 
-def last_layer(network: nn.Module) -> nn.Linear | None:
-    """The layer that gives the logits, if it is fully connected."""
-    layers = [module for module in network.modules() if not list(module.children())]
-    return layers[-1] if layers and isinstance(layers[-1], nn.Linear) else None
+def inputs_and_logits(network: nn.Module, inputs: np.ndarray) -> tuple[Tensor, Tensor] | None:
+    """What comes into the layer that gives the logits, with a column of ones, `[N, D + 1]`; logits `[N, C]`.
 
-
-def inputs_and_logits(network: nn.Module, layer: nn.Module, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
-    """What comes into a layer, with a column of ones, `[N, D + 1]`, and what the network answers, `[N,
-    C]`."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _, came_in, __: seen.append(came_in[0].detach()))
+    None if no fully connected layer gives them.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    hooks = [
+        module.register_forward_hook(lambda m, came_in, out: seen.__setitem__(m, (came_in[0], out)))
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    features, logits = [], []
     try:
         with torch.no_grad():
-            logits = torch.cat([network(batch) for batch in torch.from_numpy(inputs).split(1000)])
+            for batch in torch.from_numpy(inputs).split(1000):
+                logits.append(network(batch))
+                features += [came_in for came_in, out in seen.values() if out is logits[-1]]
     finally:
-        hook.remove()
-    features = torch.cat(seen).flatten(1)
-    return torch.cat([features, torch.ones(len(features), 1)], dim=1), logits
+        for hook in hooks:
+            hook.remove()
+    if len(features) != len(logits):
+        return None
+    ones = torch.ones(len(inputs), 1)
+    return torch.cat([torch.cat(features).flatten(1), ones], dim=1), torch.cat(logits)
 
 
 def deviations(
@@ -56,10 +62,10 @@ def deviations(
         draws: of the last layer's weights.
         seed: of the draws.
     """
-    layer = last_layer(network)
-    if layer is None:
+    seen = inputs_and_logits(network, inputs)
+    if seen is None:
         return None
-    features, logits = (x.double() for x in inputs_and_logits(network, layer, inputs))
+    features, logits = (part.double() for part in seen)
     own = torch.from_numpy(trained_on)
     p = torch.softmax(logits[own], dim=1)
     of_inputs = features[own].T @ features[own]

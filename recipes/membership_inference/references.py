@@ -34,6 +34,9 @@ from recipes.membership_inference import attacks, posterior
 from recipes.membership_inference.config import Training
 from recipes.membership_inference.fitting import Examples, Fit, fit
 
+VERSION = 1
+"""Of the training: whoever changes what comes of it adds one, so that older files are not taken up."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,8 +58,11 @@ class Plan:
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 of all of it."""
-        shapes = [(name, tuple(value.shape)) for name, value in self.network.state_dict().items()]
-        digest = hashlib.sha256(repr((self.how, self.mirror, self.seed, repr(self.network), shapes)).encode())
+        digest = hashlib.sha256(
+            repr((VERSION, self.how, self.mirror, self.seed, repr(self.network))).encode()
+        )
+        network = anew(self.network, 0).eval()  # whose answers tell apart what looks alike
+        digest.update(training.predict(network, self.examples[0][:20]).round(3).tobytes())
         for inputs, labels in filter(None, (self.examples, self.population, self.kept)):
             digest.update(np.ascontiguousarray(inputs))
             digest.update(np.ascontiguousarray(labels.astype(np.int64)))
@@ -194,7 +200,7 @@ def _train_one(job: Job, folder: Path | None) -> Trained:
         job.trained_on,
         *asked,
         posterior.deviations(network, inputs, labels, job.trained_on, seed=seed),
-        Fit(fitted.epochs, fitted.epsilon, time.process_time() - begin),
+        Fit(fitted.epochs, fitted.epsilon, fitted.statement, time.process_time() - begin),
         training.accuracy(network, inputs[job.trained_on], labels[job.trained_on]),
         training.accuracy(network, *plan.population),
         {k: v.contiguous() for k, v in network.state_dict().items()} if job.keep_weights else None,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SEED = "(to all who do not know the seed, which stands in the config: with it the noise can be taken away)"
 TITLES = {"overfitted": "over-fitted", "regularised": "regularised", "private": "DP-SGD"}
 
 
@@ -76,14 +77,18 @@ def _describe(audit: Audit, result: Result) -> str:
             f"  {references} references, {seconds:,.0f} CPU seconds: {name}, {percent(true)}"
             for references, seconds, name, true in by_cost(audit, rate)
         ]
-    lines += [epsilon_line(audit), exposure_line(audit)]
+    lines += [
+        epsilon_line(audit),
+        *([audit.statement, SEED] if audit.statement else []),
+        exposure_line(audit),
+    ]
     return "\n".join(lines)
 
 
 def epsilon_line(audit: Audit) -> str:
     """What the attacks say of epsilon."""
     if audit.bound is None:
-        return "members were not chosen by fair tosses of a coin: no bound of epsilon"
+        return "that members were chosen by fair tosses of a coin is not said: no bound of epsilon"
     bound = audit.bound
     stated = "" if audit.stated_epsilon is None else f" (stated: {audit.stated_epsilon:g})"
     return (
@@ -158,7 +163,7 @@ def by_cost(audit: Audit, rate: float) -> list[tuple[int, float, str, float]]:
     return [found[number] for number in sorted(found)]
 
 
-def precision_table(audit: Audit, rate: float) -> Mapping[str, Mapping[float, float]]:
+def precision_table(audit: Audit, rate: float) -> Mapping[str, Mapping[float, metrics.Rate]]:
     """By attack: the precision at a false positive rate, for each share of members among the records."""
     return {
         name: {prior: attack.evaluation.points[rate].precision(prior) for prior in metrics.PRIORS}
@@ -167,8 +172,8 @@ def precision_table(audit: Audit, rate: float) -> Mapping[str, Mapping[float, fl
 
 
 def by_class(result: Result, audit: Audit) -> list[tuple[str, Any]]:
-    """The classes by the AUC of the best attack, the most exposed first: name, (AUC, low, high)."""
-    found = metrics.auc_by_class(audit.attacks[audit.best()].scores, audit.member, audit.labels)
+    """The classes by the AUC of the headline attack, the most exposed first: name, (AUC, low, high)."""
+    found = metrics.auc_by_class(audit.attacks[audit.headline].scores, audit.member, audit.labels)
     named = [(result.audits.class_names[label], values) for label, values in found.items()]
     return sorted(named, key=lambda one: -one[1][0])
 
