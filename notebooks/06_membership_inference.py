@@ -88,9 +88,10 @@ for rate, point in by_loss.points.items():
     print(f"[{found.low:.2%}, {found.high:.2%}]")
 
 # %% [markdown]
-# The threshold that is right so often is never sure: beyond any threshold there are about as many
-# others, the easy images, as members. That is what *true positive rate at a low false positive rate*
-# tells, and a ROC curve with logarithmic axes shows; and what an average hides.
+# An easy image has a high confidence whether the network was trained on it or not. The more of them
+# there are, the less can a threshold on the confidence be sure, however good its average is. A network
+# that was trained on five hundred images knows them so well that there are few; with 25,000 (`--profile
+# full`) there are many.
 #
 # ## An image is easy or hard; ask networks that never saw it
 #
@@ -152,8 +153,9 @@ report.plot_roc(axes, audit)
 plt.show()
 
 # %% [markdown]
-# The last columns are true positive rates at the false positive rates above them. Attacks that ask
-# references are sure of many members of whom the loss is sure of none.
+# The last column is the true positive rate at the false positive rate above it. References have to be
+# enough: two are worse than none here, as what they say of an image differs more than images do; four,
+# put to use by BaVarIA or BMIA, are better.
 #
 # ## Is it worth the trouble?
 #
@@ -183,7 +185,8 @@ for name, attack in audit.attacks.items():
 
 # %% [markdown]
 # It has to be held against the threshold, which needs no training at all: an inference model that does
-# not beat it has not learned what there is to learn.
+# not beat it has not learned what there is to learn. This one learned from two hundred images, and does
+# not.
 #
 # ## Precision
 #
