@@ -76,8 +76,10 @@ def plan(kind: Kind, images: Pool, config: Config) -> Plan:
     how = TRAININGS[kind]
     if kind == "private":
         how = replace(how, epsilon=config.epsilon)
-    if len(images.member) < 10_000:  # an epoch is few steps
-        how = replace(how, batch=min(how.batch, 64), patience=2 * how.patience)
+    if len(images.member) < 10_000:  # an epoch is few steps, of which none may go wrong
+        how = replace(
+            how, batch=min(how.batch, 32), learning_rate=how.learning_rate / 4, patience=2 * how.patience
+        )
     network = alexnet(len(images.class_names), "group" if how.epsilon else "batch")
     kept = images.kept if how.patience else None
     return Plan(network, images.examples, images.population, how, kept, config.mirror, config.seed)
