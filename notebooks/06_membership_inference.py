@@ -20,7 +20,7 @@
 # - turn an attack into a bound: so private the network can at most be;
 # - audit a network of your own.
 #
-# It takes about two minutes with the networks that come with the recipe.
+# It takes about two minutes.
 
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
@@ -277,9 +277,9 @@ for state in ("untrained", "trained"):
 # - Members and others are drawn alike here, and the attacker's images, too. Where they differ an attack
 #   may tell *kinds* of images apart, not members, and look better than it is.
 # - The references know how the target was trained. One that knows less finds less.
-# - Half of CIFAR-100 is less than the papers train on, and AlexNet is not what they train: their
-#   figures (LiRA 27.6 % at 0.1 % with 256 references, BMIA 35.75 % at 1 % with one) are of wide
-#   residual networks.
+# - A thousand images are far less than the papers train on, and AlexNet is not what they train:
+#   their figures (LiRA 27.6 % at 0.1 % with 256 references, BMIA 35.75 % at 1 % with one) are not
+#   to be held against those here.
 # - The intervals are of this network. Another training, another network.
 #
 # **Exercise.** The attacker knows the label of each image. Take it away: let `attacks.confidences` look

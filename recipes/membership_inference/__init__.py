@@ -23,8 +23,8 @@ Status: simplified (AlexNet with normalisation and a finer first layer, on half 
         where they are).
 Expect: a thousand real images, seed 0: the target is right about all of its members and 9 % of test
         images, and gives them away: the threshold on the loss has a balanced accuracy of 99.8 %, and finds
-        all members at a false positive rate of 1 %. Epsilon is at least 2.5. A minute. All three targets
-        on 25,000 images each (--profile full): about 80 minutes.
+        all members at a false positive rate of 1 %. Epsilon is at least 2.5. A minute. All three
+        targets on 25,000 images each (--profile full) take hours of training.
 Command: python -m recipes.membership_inference --plot membership.png --report report
 """
 

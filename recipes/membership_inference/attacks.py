@@ -8,8 +8,8 @@
                           (Zarifzadeh, Liu and Shokri 2024, arXiv:2312.03262)
     BaVarIA               LiRA whose means and variances lean on all records where a record has few references
                           (Braennvall 2026, arXiv:2603.11799)
-    BMIA                  like LiRA offline, with the deviation from the posterior of one Bayesian network
-                          instead of from many references (Liu et al. 2025, arXiv:2503.07482)
+    BMIA                  like LiRA offline, with the deviation from the posterior of one Bayesian
+                          neural network instead of from many references (Liu et al. 2025, arXiv:2503.07482)
 
 A confidence is phi = log(p / (1 - p)) of the probability p that a network gives the record's own label. N
 is the number of records, K of reference networks, V of views of a record (the image, and its mirror
@@ -39,17 +39,6 @@ class Signals:
     """`[K, V, P]` float32."""
     deviations: np.ndarray | None = None
     """`[K, N]` float32, the posterior's standard deviation of a reference's confidence; for BMIA."""
-
-    def with_references(self, which: slice | list[int]) -> Signals:
-        """The same with some of the references only."""
-        return Signals(
-            self.target,
-            self.references[which],
-            self.trained_on[which],
-            self.population_target,
-            self.population_references[which],
-            None if self.deviations is None else self.deviations[which],
-        )
 
     def of(self, records: np.ndarray) -> Signals:
         """The same of some of the records only."""

@@ -92,15 +92,6 @@ class Audit:
         bavaria = [name for name in self.attacks if name.startswith("BaVarIA")]
         return bavaria[-1] if bavaria else "loss"
 
-    def best(self, rate: float | None = None) -> str:
-        """The attack with the highest true positive rate at a false positive rate; None: highest AUC."""
-
-        def worth(name: str) -> float:
-            evaluation = self.attacks[name].evaluation
-            return evaluation.auc if rate is None else evaluation.points[rate].true_positives.value
-
-        return max(self.attacks, key=worth)
-
     def summary(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -273,11 +264,10 @@ def audit_with(
         ),
     )
     for exploit_name, exploit in exploits.items():
-        settings = _settings(config)
         add(
             f"inference model, {exploit_name}",
-            lambda exploit=exploit, settings=settings: inference_model.train(
-                view.components(exploit), member, known, settings
+            lambda exploit=exploit: inference_model.train(
+                view.components(exploit), member, known, _settings(config)
             )[judged],
             knows_members=True,
         )
@@ -345,12 +335,12 @@ def _exploits(config: Config, model: nn.Module) -> Mapping[str, Exploit]:
     return {"chosen": Exploit(layers, gradients, config.exploit_loss, config.exploit_label)}
 
 
-def _settings(config: Config, seed: int = 0) -> Settings:
+def _settings(config: Config) -> Settings:
     return Settings(
         optimiser=config.attack_optimiser,
         learning_rate=config.attack_learning_rate,
         epochs=config.attack_epochs,
-        seed=config.seed + seed,
+        seed=config.seed,
     )
 
 

@@ -25,8 +25,6 @@ class Audits:
     images: np.ndarray
     """`[N, 32, 32, 3]` float32, the records in the order of `Audit.judged`."""
     class_names: tuple[str, ...]
-    records: np.ndarray
-    """`[N]` int64, the places of these records among all."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ def collect(images: Pool, trained: Mapping[Kind, Target], audits: dict[str, Audi
                 for network in (one.answers, *one.references)
             )
         ),
-        audits=Audits(
-            audits, images.examples[0][first.judged].transpose(0, 2, 3, 1), images.class_names, first.judged
-        ),
+        audits=Audits(audits, images.examples[0][first.judged].transpose(0, 2, 3, 1), images.class_names),
     )
 
 
@@ -157,7 +153,7 @@ def main() -> None:
                 "AlexNet that knows its images by heart",
                 source="0.742 black-box, 0.751 white-box (Nasr 2019, balanced accuracy)",
                 published="TPR at 1 % 0.3575 with one reference (BMIA), at 0.1 % 0.276 with 256 (LiRA); "
-                "wide ResNets on as many images",
+                "on other networks",
             ),
             of("regularised", "augmented, decayed, stopped early"),
             of("private", "DP-SGD"),

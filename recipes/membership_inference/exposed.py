@@ -15,7 +15,7 @@ class Exposed:
     records: np.ndarray
     """`[n]` int64, places among the records, the most exposed first."""
     found_by: np.ndarray
-    """`[n]` int64, in how many of the attack's seeds each is among the n most exposed of all records."""
+    """`[n]` int64, in how many of the attack's seeds each is among the n most exposed members."""
     seeds: int
     stability: float
     """The share of the n most exposed that two seeds have in common, mean over pairs of seeds."""

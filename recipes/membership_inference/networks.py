@@ -14,8 +14,8 @@ def alexnet(
     """AlexNet for images of 32 x 32 pixels, `[B, 3, 32, 32]` in [0, 1] -> logits; 2.5 million parameters.
 
     As Nasr et al. trained it on CIFAR-100, but for its first two kernels (5 x 5 in steps of two pixels each,
-    not 11 x 11 in steps of four and 5 x 5 in steps of one), which cost as much and see finer detail, and for
-    normalisation, with which ten epochs do what took a hundred.
+    not 11 x 11 in steps of four and 5 x 5 in steps of one), which see finer detail and cost a third more, and
+    for normalisation, so that few epochs are enough.
 
     Args:
         classes: how many.
