@@ -1,8 +1,9 @@
 """Membership inference beside its peers: the same answers of the same networks, CPU seconds of what is
 computed.
 
-All in one run, one thread, the peers in turns. What computes the same must agree, which is checked; of
-the trained attack, where each library has a network of its own, the accuracy stands beside the seconds.
+All in one run, one thread, the peers in turns; what a library wants its input to look like is made before
+the clock runs. What computes the same must agree to one record, which is checked; of the trained attack,
+where each library has a network of its own, the accuracy stands beside the seconds.
 TensorFlow Privacy's attacks come from tensorflow-empirical-privacy.
 
     python benchmarks/membership_inference.py [--json FILE]
@@ -32,10 +33,11 @@ Peer = Callable[[], float]
 """Does the work, and gives the figure that must agree, or that stands beside the seconds."""
 
 
-def peers() -> dict[str, dict[str, Peer]]:
-    """By task: each library's way."""
+def peers() -> tuple[dict[str, dict[str, Peer]], float]:
+    """By task: each library's way; and what one member is of all."""
     config = Config(target="overfitted")
     pool = targets.pool(config)
+    print(f"{len(pool.member):,} {pool.source} images", flush=True)
     target = targets.trained(["overfitted"], pool, config)["overfitted"]
     view = inference_model.view(target.network, inference_model.ARTICLE.values(), *pool.examples)
     known = np.random.default_rng(0).random(len(pool.member)) < config.known_share
@@ -43,11 +45,12 @@ def peers() -> dict[str, dict[str, Peer]]:
     seen = np.stack([reference.confidences[0] for reference in target.references]).astype(np.float64)
     phi, population = target.answers.confidences[:1], target.answers.population[:1]
     signals = attacks.Signals(phi, seen[:, None], rows, population, np.zeros((len(rows), 1, 1)))
-    return {
+    tasks = {
         "LiRA": lira(signals, pool.member),
         "threshold on the loss": threshold(view, pool.member),
         "trained attack on outputs": trained(view, pool.member, known),
     }
+    return tasks, 1.001 / pool.member.sum()
 
 
 def lira(signals: attacks.Signals, member: np.ndarray) -> dict[str, Peer]:
@@ -55,14 +58,13 @@ def lira(signals: attacks.Signals, member: np.ndarray) -> dict[str, Peer]:
     from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import advanced_mia
 
     seen, rows = signals.references[:, 0], signals.trained_on
+    target = signals.target[0][:, None].astype(np.float64)
+    inside = [seen[rows[:, i], i][:, None] for i in range(len(member))]
+    outside = [seen[~rows[:, i], i][:, None] for i in range(len(member))]
 
     def theirs() -> float:
         scores = advanced_mia.compute_score_lira(
-            signals.target[0][:, None].astype(np.float64),
-            [seen[rows[:, i], i][:, None] for i in range(len(member))],
-            [seen[~rows[:, i], i][:, None] for i in range(len(member))],
-            fix_variance=True,
-            median_or_mean="mean",
+            target, inside, outside, fix_variance=True, median_or_mean="mean"
         )
         return metrics.auc(-np.asarray(scores, np.float64), member)[0]
 
@@ -92,13 +94,14 @@ def threshold(view: inference_model.View, member: np.ndarray) -> dict[str, Peer]
         scores = np.exp(attacks.loss(logits, labels))
         return get_roc_for_fpr(scores, member.astype(int), targeted_fpr=RATE)[0][1]
 
+    data = AttackInputData(
+        logits_train=logits[member],
+        logits_test=logits[~member],
+        labels_train=labels[member],
+        labels_test=labels[~member],
+    )
+
     def tensorflow_privacy() -> float:
-        data = AttackInputData(
-            logits_train=logits[member],
-            logits_test=logits[~member],
-            labels_train=labels[member],
-            labels_test=labels[~member],
-        )
         curve = (
             run_attacks(data, attack_types=(AttackType.THRESHOLD_ATTACK,)).single_attack_results[0].roc_curve
         )
@@ -141,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the peers
     torch.set_num_threads(1)
-    tasks = peers()
+    tasks, one_record = peers()
     seconds: dict[str, dict[str, list[float]]] = {task: {name: [] for name in tasks[task]} for task in tasks}
     figures: dict[str, dict[str, float]] = {task: {} for task in tasks}
     for _ in range(TURNS):
@@ -151,7 +154,7 @@ def main() -> None:
                 figures[task][name] = work()
                 seconds[task][name].append(time.process_time() - start)
     for task, by_name in figures.items():
-        if task != "trained attack on outputs" and np.ptp(list(by_name.values())) > 1e-4:
+        if task != "trained attack on outputs" and np.ptp(list(by_name.values())) > one_record:
             raise SystemExit(f"{task}: the libraries do not agree: {by_name}")
     medians = {t: {n: statistics.median(s) for n, s in by_name.items()} for t, by_name in seconds.items()}
     print(f"{'':<28}{'':<22}{'CPU s':>8}{'times ours':>12}{'figure':>10}")

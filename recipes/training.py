@@ -58,7 +58,7 @@ def train(
 
     inputs, targets = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(inputs) // batch_size)
+    steps = epochs * max(1, -(-(len(inputs) - 1) // batch_size))
     parameters, rates = network.parameters(), torch.optim.lr_scheduler
     how = {"lr": learning_rate, "weight_decay": weight_decay}
     if optimiser == "adamw":
@@ -72,7 +72,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
-            for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
+            for batch in batches(torch.randperm(len(inputs), generator=generator), batch_size):
                 seen = augment(inputs[batch]) if augment else inputs[batch]
                 stepper.zero_grad()
                 torch.nn.functional.cross_entropy(network(seen), targets[batch]).backward()
@@ -83,6 +83,14 @@ def train(
                 break
             network.train()
     network.eval()
+
+
+def batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Batches of a size; a last one of a single example, which cannot be normalised, joins the one before."""
+    import torch
+
+    *whole, last = order.split(size)
+    return [*whole[:-1], torch.cat([whole[-1], last])] if whole and len(last) == 1 else [*whole, last]
 
 
 def predict(

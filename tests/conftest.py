@@ -39,6 +39,12 @@ def real_mnist() -> data.Dataset:
     return _real("mnist")
 
 
+@pytest.fixture(scope="session")
+def real_cifar_100() -> data.Dataset:
+    """The real CIFAR-100; the test is skipped where it cannot be had."""
+    return _real("cifar-100")
+
+
 @pytest.fixture(scope="session", params=["mnist", "fashion-mnist", "cifar-100"])
 def any_real_dataset(request: pytest.FixtureRequest) -> data.Dataset:
     """Each real data set in turn."""

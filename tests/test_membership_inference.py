@@ -18,6 +18,7 @@ from scipy.special import ndtr, ndtri
 from torch import nn
 
 from recipes import training
+from recipes.files import shipped
 from recipes.membership_inference import (
     attacks,
     auditing,
@@ -35,6 +36,7 @@ from recipes.membership_inference import (
 from recipes.membership_inference.attacks import Signals
 from recipes.membership_inference.config import Config, Training
 from recipes.membership_inference.inference_model import ARTICLE, Exploit, Settings
+from recipes.membership_inference.kept import Kept
 
 NORMAL = np.random.default_rng(0).normal
 
@@ -553,6 +555,31 @@ def test_a_private_training_states_its_epsilon() -> None:
     assert 2.9 < fitted.epsilon <= 3.0
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(2, 12))
+def test_batches_leave_no_example_alone(count: int, size: int) -> None:
+    batches = training.batches(torch.randperm(count), size)
+    assert sorted(torch.cat(batches).tolist()) == list(range(count))
+    assert len(batches) == max(1, -(-(count - 1) // size))
+    assert count == 1 or min(map(len, batches)) > 1
+
+
+def test_each_image_is_mirrored_by_the_toss_of_a_coin() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    changed = fitting.mirrored(image.expand(200, 1, 3, 4))
+    turned = (changed == image.flip(3)).all(dim=(1, 2, 3))
+    assert (changed[~turned] == image).all()
+    assert 60 < turned.sum() < 140  # five standard deviations
+
+
+def test_mirroring_ends_after_its_epochs(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(fitting, "mirrored", lambda x: (seen.append(len(x)), x)[1])
+    fitting.fit(small_network(), images(50), Training(epochs=3, batch=25, mirrored_epochs=2), 0)
+    assert seen == [25, 25, 25, 25]
+
+
 def test_augmentation_moves_and_mirrors_each_image_by_itself() -> None:
     torch.manual_seed(0)
     image = torch.arange(1024.0).view(1, 1, 32, 32) + 1
@@ -826,6 +853,33 @@ def test_a_second_run_trains_nothing(ran: tuple[Path, str], monkeypatch) -> None
     monkeypatch.setattr(references, "_train_one", lambda *_: pytest.fail("it trained"))
     trained = targets.trained(["overfitted"], targets.pool(config), config)
     assert len(trained["overfitted"].references) == 2
+
+
+def test_scores_that_are_kept_are_those_that_were_made(tmp_path: Path) -> None:
+    kept, made = Kept("small_target_1.safetensors", [tmp_path]), NORMAL(size=9).astype(np.float32)
+    first, seconds = kept.scores("loss", 1, lambda: made)
+    again, before = kept.scores("loss", 1, lambda: pytest.fail("it was made again"))
+    np.testing.assert_array_equal(first, again)
+    assert seconds == before
+    for other in (("entropy", 1), ("loss", 2)):
+        assert kept.scores(*other, lambda: made + 1)[0][0] == made[0] + 1
+    assert replace(kept, target="other").scores("loss", 1, lambda: made + 1)[0][0] == made[0] + 1
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"is damaged: remove it, and it is made anew"):
+        kept.scores("loss", 1, lambda: made)
+
+
+def test_the_networks_that_come_with_the_recipe_are_those_of_the_default_config(real_cifar_100) -> None:
+    """Else they would be trained anew, for more than an hour, with nobody the wiser."""
+    config = Config(data="real")
+    pool = targets.pool(config)
+    come = shipped("models", "membership_inference")
+    names = {job.file_name for kind in targets.TRAININGS for job in targets._jobs(kind, pool, config)}
+    assert len(names) == 19
+    assert names <= {file.name for file in come.iterdir()}
+    kept = {file.name for file in come.iterdir()} - names
+    assert len(kept) == 12  # scores, of four attacks on each target
 
 
 def test_the_pool_has_no_image_twice() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from recipes.membership_inference.config import Config, Training
 from recipes.membership_inference.exposed import Exposed, most_exposed
 from recipes.membership_inference.fitting import Examples
 from recipes.membership_inference.inference_model import ARTICLE, Exploit, Settings
+from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.references import Job, Plan, Trained, confidences, halves, train_all
 
-_CONFIG, _TRAINING = Config(), Training()
+_CONFIG, _TRAINING, _NOWHERE = Config(), Training(), Kept("")
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def audit_with(
     answers: Trained | None = None,
     name: str = "target",
     fair_tosses: bool = True,
+    kept: Kept = _NOWHERE,
 ) -> Audit:
     """Audit with references that are trained already.
 
@@ -229,6 +230,7 @@ def audit_with(
         answers: what the target answered, if that is known; its training's epsilon is stated.
         name: of the target.
         fair_tosses: whether members were chosen by fair tosses of a coin, as a bound of epsilon needs it.
+        kept: where the scores of attacks that learn are kept.
     """
     inputs, labels = plan.examples
     known = _known(config, len(member))
@@ -244,10 +246,16 @@ def audit_with(
     )
     found: dict[str, Attack] = {}
 
-    def add(name: str, scores: Callable[[], np.ndarray], costs: Sequence[Trained] = (), **about: Any) -> None:
-        begin = time.process_time()
-        of_judged = scores()
-        spent = time.process_time() - begin + sum(reference.fit.cpu_seconds for reference in costs)
+    def add(
+        name: str,
+        scores: Callable[[], np.ndarray],
+        costs: Sequence[Trained] = (),
+        kept: Kept = _NOWHERE,
+        settings: Any = None,
+        **about: Any,
+    ) -> None:
+        of_judged, spent = kept.scores(name, settings, scores)
+        spent += sum(reference.fit.cpu_seconds for reference in costs)
         rates = config.false_positive_rates or metrics.FALSE_POSITIVE_RATES
         evaluation = metrics.evaluate(of_judged, member[judged], rates, config.seed)
         found[name] = Attack(of_judged, evaluation, len(costs), spent, **about)
@@ -262,13 +270,18 @@ def audit_with(
             (phi[0, judged], inputs[judged], labels[judged]),
             seed=config.seed,
         ),
+        kept=kept,
+        settings=(config.known_share, config.seed),
     )
     for exploit_name, exploit in exploits.items():
+        settings = _settings(config)
         add(
             f"inference model, {exploit_name}",
-            lambda exploit=exploit: inference_model.train(
-                view.components(exploit), member, known, _settings(config)
+            lambda exploit=exploit, settings=settings: inference_model.train(
+                view.components(exploit), member, known, settings
             )[judged],
+            kept=kept,
+            settings=(exploit, settings, config.known_share),
             knows_members=True,
         )
     for used in sorted({2, 4, 8, 16, 32, 64, len(references)}):

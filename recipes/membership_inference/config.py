@@ -9,8 +9,8 @@ from recipes.data import Source
 
 Kind = Literal["overfitted", "regularised", "private"]
 Optimiser = Literal["adam", "sgd", "adadelta", "adagrad", "momentum", "rmsprop"]
-RECORDS = 50_000
-"""All training images of CIFAR-100, a half of which each network is trained on."""
+RECORDS, STAND_INS = 50_000, 400
+"""All training images of CIFAR-100, a half of which each network is trained on; and of stand-ins."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,19 @@ class Config:
 
     data: Source = "auto"
     """Where images come from: real CIFAR-100, stand-ins drawn here, or whichever can be had."""
-    target: Literal["all", "overfitted", "regularised", "private"] = "overfitted"
+    target: Literal["all", "overfitted", "regularised", "private"] = "all"
     """The network to attack: trained until it knows its images by heart; with augmentation, weight decay and
     early stopping; with DP-SGD; or all three."""
-    records: int = 1_000
-    """Images, up to 50,000, that were members of the training set by the toss of a coin each."""
-    references: int = 4
+    records: int | None = None
+    """Images, up to 50,000, that were members of the training set by the toss of a coin each. None: 50,000
+    real ones, or 400 stand-ins, which are enough to see the recipe run."""
+    references: int = 8
     """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
     what the first was not. The regularised and the private target have half as many."""
+    train: bool = False
+    """Train all networks here, also those that come with the recipe: 50,000 real images, seed 0, 8
+    references, epsilon 8. What is trained is kept in the cache folder, so that a run that was stopped goes
+    on."""
     known_share: float = 0.2
     """The share of members, and of non-members, that the attacker knows to be so. Only the article's attack
     learns from them, and no attack is judged on them."""
@@ -68,9 +73,9 @@ class Config:
             raise ValueError(f"known_share must be between 0 and 1, not {self.known_share}")
         for name, least in (("records", 400), ("attack_epochs", 1)):
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        if self.records > RECORDS:
+        if (self.records or 0) > RECORDS:
             raise ValueError(
                 f"records must be at most {RECORDS:,}, which is all there is, not {self.records}"
             )
@@ -84,8 +89,8 @@ class Config:
             raise ValueError(f"seed must be from 0 to 2**31 - 1, not {self.seed}")
 
 
-FULL = Config(target="all", records=RECORDS, references=8)
-"""All three targets on half of CIFAR-100 each."""
+FULL = Config(train=True)
+"""From nothing."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class Training:
     """Not with epsilon."""
     augment: bool = False
     """Move each image by up to four pixels, and mirror every second one. Not with epsilon."""
+    mirrored_epochs: int = 0
+    """Mirror every second image in the first so many epochs, and none in those that follow."""
     patience: int = 0
     """Stop after so many epochs without a better accuracy on the images that are kept for it, and take
     the best weights; 0 goes on to the end. Not with epsilon."""

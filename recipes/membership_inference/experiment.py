@@ -82,7 +82,7 @@ def run(config: Config) -> Result:
         check_config(config, targets.plan(kind, images, config), images.member)
     trained = targets.trained(kinds, images, config)
     arguments = [
-        (one.network, one.plan, images.member, one.references, config, one.answers, kind)
+        (one.network, one.plan, images.member, one.references, config, one.answers, kind, True, one.kept)
         for kind, one in trained.items()
     ]
     audits = dict(zip(trained, in_parallel(audit_with, arguments), strict=True))
@@ -139,7 +139,9 @@ def main() -> None:
         shown = ("train_accuracy", "test_accuracy", "balanced_accuracy_white_box", "balanced_accuracy_loss")
         shown += ("auc", "tpr_at_1_percent", "tpr_at_01_percent", "epsilon_lower_bound")
         shown += ("stated_epsilon",) if target == "private" else ()
-        return cards.Experiment(name, replace(FULL, target=target), shown, source=source, published=published)
+        return cards.Experiment(
+            name, replace(Config(), target=target), shown, source=source, published=published
+        )
 
     plan = cards.Plan(
         recipe="membership_inference",
@@ -159,4 +161,5 @@ def main() -> None:
             of("private", "DP-SGD"),
         ),
     )
-    command_line.main("membership_inference", run, plot, describe, {"quick": Config(), "full": FULL}, plan)
+    profiles = {"quick": Config(), "full": FULL}
+    command_line.main("membership_inference", run, plot, describe, profiles, plan)

@@ -50,6 +50,10 @@ def fit(
         epsilon, statement = _privately(network, examples, how, seed)
         return Fit(how.epochs, epsilon, statement, time.process_time() - begin)
     stop = EarlyStopping(network, kept, how.patience)
+
+    def mirrored_at_first(images: Tensor) -> Tensor:
+        return mirrored(images) if stop.epochs < how.mirrored_epochs else images
+
     training.train(
         network,
         *examples,
@@ -58,7 +62,7 @@ def fit(
         learning_rate=how.learning_rate,
         weight_decay=how.weight_decay,
         optimiser=how.optimiser,
-        augment=moved_and_mirrored if how.augment else None,
+        augment=moved_and_mirrored if how.augment else mirrored_at_first,
         finished=stop,
         seed=seed,
     )
@@ -72,6 +76,14 @@ def moved_and_mirrored(images: Tensor) -> Tensor:
     from torchvision.transforms import v2
 
     change = v2.Compose([v2.RandomCrop(images.shape[2:], padding=4), v2.RandomHorizontalFlip()])
+    return torch.stack([change(image) for image in images])
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Each image mirrored by the toss of a coin, by torchvision: `[B, C, H, W]`."""
+    from torchvision.transforms import v2
+
+    change = v2.RandomHorizontalFlip()
     return torch.stack([change(image) for image in images])
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from recipes import training
+
 
 class Predictor(nn.Module):
     """Inputs `[B, ...]` and labels `[B]` -> mean and log of the standard deviation of phi, each `[B]`."""
@@ -51,8 +53,10 @@ def scores(
 
     Args:
         learned_from: phi `[P]`, inputs `[P, ...]` float32 and labels `[P]` of non-members that the
-        attacker knows. judged: phi `[N]`, inputs and labels of the records. epochs: over what is learned
-        from. seed: of weights and order.
+            attacker knows.
+        judged: phi `[N]`, inputs and labels of the records.
+        epochs: over what is learned from.
+        seed: of weights and order.
     """
     phi, x, y = (torch.from_numpy(np.asarray(part)) for part in learned_from)
     centre, unit = phi.mean(), phi.std() + 1e-6
@@ -61,11 +65,11 @@ def scores(
         torch.manual_seed(seed)
         network = Predictor(tuple(x.shape[1:]), classes)
         optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
-        steps = epochs * -(-len(x) // 128)
+        steps = epochs * max(1, -(-(len(x) - 1) // 128))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         quiet = not sys.stderr.isatty()
         for _ in tqdm(range(epochs), "quantile regression", unit="epoch", leave=False, disable=quiet):
-            for batch in torch.randperm(len(x)).split(128):
+            for batch in training.batches(torch.randperm(len(x)), 128):
                 mean, log_deviation = network(x[batch], y[batch].long())
                 optimiser.zero_grad()
                 expected = (phi[batch] - centre) / unit

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -179,12 +180,17 @@ def in_parallel(work: Callable[..., Any], arguments: Sequence[tuple], workers: i
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
     with warnings.catch_warnings(), parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         warnings.filterwarnings("ignore", "A worker stopped")  # having grown: another takes its place
-        calls = (delayed(work)(*one) for one in arguments)
+        calls = (delayed(_in_a_worker)(work, *one) for one in arguments)
         try:
             yield from Parallel(return_as="generator", mmap_mode="c")(calls)
         except BaseException:
             get_reusable_executor().shutdown(kill_workers=True)  # else they would end their work first
             raise
+
+
+def _in_a_worker(work: Callable[..., Any], *arguments: Any) -> Any:
+    tqdm.set_lock(threading.RLock())  # its own lock is for several processes, and outlives a killed one
+    return work(*arguments)
 
 
 def _train_one(job: Job, folder: Path | None) -> Trained:

@@ -9,13 +9,15 @@ import numpy as np
 from torch import nn
 
 from recipes import data
-from recipes.membership_inference.config import Config, Kind, Training
+from recipes.files import shipped
+from recipes.membership_inference.config import RECORDS, STAND_INS, Config, Kind, Training
 from recipes.membership_inference.fitting import Examples
+from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.networks import alexnet
 from recipes.membership_inference.references import Job, Plan, Trained, halves, train_all
 
 TRAININGS: dict[Kind, Training] = {
-    "overfitted": Training(epochs=15),
+    "overfitted": Training(epochs=16, mirrored_epochs=7),
     "regularised": Training(epochs=12, weight_decay=3e-3, augment=True, patience=3),
     "private": Training(epochs=4, batch=512, learning_rate=0.2, epsilon=8.0),
 }
@@ -43,9 +45,10 @@ class Pool:
 def pool(config: Config) -> Pool:
     """Load the images, and toss the coins."""
     dataset = data.load("cifar-100", config.data)
-    kept = min(KEPT, config.records // 5)
-    others = min(len(dataset.test), 2 * config.records)
-    records = _once(dataset.train.images[: config.records])
+    wanted = config.records or (RECORDS if dataset.source == "real" else STAND_INS)
+    kept = min(KEPT, wanted // 5)
+    others = min(len(dataset.test), 2 * wanted)
+    records = _once(dataset.train.images[:wanted])
     seen = {image.tobytes() for image in dataset.train.images[records]}
     rest = [i for i in range(kept, others) if dataset.test.images[i].tobytes() not in seen]
     member = np.random.default_rng((config.seed, 0)).random(len(records)) < 0.5
@@ -94,10 +97,13 @@ class Target:
     plan: Plan
     answers: Trained
     references: list[Trained]
+    kept: Kept
+    """Where the scores of attacks on it are kept."""
 
 
 def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, Target]:
-    """Targets with their references, which are trained now if they are not there.
+    """Targets with their references, which are trained now if they neither come with the recipe nor are in
+    the cache folder.
 
     Args:
         kinds: of targets.
@@ -105,14 +111,17 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
         config: how many references: those of the over-fitted target, of the others half as many.
     """
     jobs = {kind: _jobs(kind, images, config) for kind in kinds}
-    cache = data.cache_folder() / "membership_inference"
-    everything = iter(train_all([job for kind in kinds for job in jobs[kind]], [cache]))
+    cache, come = data.cache_folder() / "membership_inference", shipped("models", "membership_inference")
+    folders = [cache] if config.train else [come, cache]
+    everything = iter(train_all([job for kind in kinds for job in jobs[kind]], folders))
     found = {}
     for kind in kinds:
         target, *references = [next(everything) for _ in jobs[kind]]
         network = jobs[kind][0].plan.network
         network.load_state_dict(target.weights)
-        found[kind] = Target(network.requires_grad_(False).eval(), jobs[kind][0].plan, target, references)
+        kept = Kept(jobs[kind][0].file_name, folders)
+        network.requires_grad_(False).eval()
+        found[kind] = Target(network, jobs[kind][0].plan, target, references, kept)
     return found
 
 
