@@ -113,6 +113,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert min(covered.values()) >= 364, covered
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("count", "total"), [(0, 5), (5, 5), (3, 17), (120, 20_000), (19_871, 20_000)])
+def test_a_shares_interval_is_clopper_and_pearsons(count: int, total: int) -> None:
+    """Their definition: at either end the count, or one further away, has a chance of 2.5 %."""
+    from scipy.stats import binom
+
+    found = metrics.share(count, total)
+    assert found.low == 0 if count == 0 else binom.sf(count - 1, total, found.low) == pytest.approx(0.025)
+    assert found.high == 1 if count == total else binom.cdf(count, total, found.high) == pytest.approx(0.025)
+
+
 @pytest.mark.parametrize("each", [50, 1000])
 def test_a_rate_below_the_floor_is_not_given(each: int) -> None:
     scores, member = separated(1.0, each)
@@ -862,8 +873,8 @@ def test_scores_that_are_kept_are_those_that_were_made(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, again)
     assert seconds == before
     for other in (("entropy", 1), ("loss", 2)):
-        assert kept.scores(*other, lambda: made + 1)[0][0] == made[0] + 1
-    assert replace(kept, target="other").scores("loss", 1, lambda: made + 1)[0][0] == made[0] + 1
+        assert kept.scores(*other, lambda: -made)[0][0] == -made[0]
+    assert replace(kept, target="other").scores("loss", 1, lambda: -made)[0][0] == -made[0]
     for file in tmp_path.iterdir():
         file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is damaged: remove it, and it is made anew"):

@@ -78,10 +78,12 @@ class Evaluation:
 
 def share(count: int, total: int, confidence: float = CONFIDENCE) -> Rate:
     """`count` of `total`, with its Clopper-Pearson interval."""
-    from scipy.stats import binomtest
+    from scipy.stats import beta  # whose binomtest warns of a division by zero where counts are large
 
-    interval = binomtest(count, total).proportion_ci(confidence, method="exact")
-    return Rate(count / total, float(interval.low), float(interval.high))
+    error, others = (1 - confidence) / 2, total - count
+    low = beta.ppf(error, count, others + 1) if count else 0.0
+    high = beta.ppf(1 - error, count + 1, others) if others else 1.0
+    return Rate(count / total, float(low), float(high))
 
 
 def check_scores(scores: np.ndarray, member: np.ndarray) -> None:
