@@ -138,7 +138,8 @@ plt.show()
 # points and one to the orange ones, and compares how likely the target's mark is under each. With so
 # few points it takes one variance for all images; BaVarIA (2026) leans on all images as much as an
 # image's own points are few. RMIA (2024) compares an image with other images, and BMIA (2025) takes the
-# spread from the posterior of a Bayesian network.
+# spread from the posterior of a Bayesian network. References are counted as they are trained: of two, one
+# was not trained on a given image, which is what papers call one reference.
 #
 # ## All attacks, on the same images
 #

@@ -67,6 +67,12 @@ def test_the_lock_keeps_the_overrides_and_each_has_its_reason():
             assert versions[override.name] in override.specifier
 
 
+def test_what_comes_with_the_recipes_is_small_enough_to_clone():
+    sizes = {path.name: path.stat().st_size for path in shipped("models").rglob("*") if path.is_file()}
+    assert max(sizes.values()) < 11e6, sizes
+    assert sum(sizes.values()) < 60e6, sizes
+
+
 @pytest.mark.parametrize("name", NUMBERED)
 def test_importing_a_recipe_loads_no_framework(python, name):
     # So that TensorFlow and PyTorch never meet by accident, and an import is quick.

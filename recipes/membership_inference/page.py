@@ -90,7 +90,7 @@ the records that an attacker looks at: 50 %, 10 % or 1 %.</li>
 so many right
 guesses would have had a chance below 5 %. It is no upper bound: another attack may do better.</li>
 <li>Attacks with a star know some members by name. Attacks with references train networks as the target was
-trained; their seconds are counted.</li>
+trained; their seconds are counted. {escape(report.COUNT[0].upper() + report.COUNT[1:])}.</li>
 </ul>
 </body></html>
 """

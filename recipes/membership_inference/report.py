@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEED = "(to all who do not know the seed, which stands in the config: with it the noise can be taken away)"
+COUNT = (
+    "references are counted as they are trained: half of them saw a given record, and half did not; where a "
+    "paper speaks of one reference it means one that did not, which are two here"
+)
 TITLES = {"overfitted": "over-fitted", "regularised": "regularised", "private": "DP-SGD"}
 
 
@@ -71,6 +75,7 @@ def _describe(audit: Audit, result: Result) -> str:
             + f"  {attack.cpu_seconds:6,.0f}"
         )
     lines.append("* learned from members that the attacker knew; none of them is judged")
+    lines.append(COUNT)
     for rate in shown[:1]:
         lines.append(f"the best at a false positive rate of {100 * rate:g} %, by what it costs:")
         lines += [
