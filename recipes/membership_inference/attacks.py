@@ -102,7 +102,8 @@ def lira(signals: Signals, online: bool = True, fixed_variance: bool = True) -> 
     Args:
         signals: online takes references that were trained on a record, and such that were not; offline
             takes only the latter, and asks how unlikely so high a confidence is without the record.
-        fixed_variance: one variance for all records, where a record's own references are too few for it.
+        fixed_variance: one variance for all records, where a record's own references are too few for it; it
+            is 1 where no record has two.
 
     Raises:
         ValueError: a record has too few references.
@@ -186,12 +187,12 @@ def rmia(signals: Signals, online: bool = False, gamma: float = 2.0, offline_a: 
 
         ratio(x) = p(x | target) / p(x),    score(x) = share of z with ratio(x) >= gamma ratio(z)
 
-    where p(x) is what networks give x on average, be they trained on it or not.
+    where p is what networks give a record on average, be they trained on it or not.
 
     Args:
         signals: what the networks gave.
-        online: take references that were trained on the record, too; else p(x) is
-            ((1 + a) p_out(x) + 1 - a) / 2 of those that were not.
+        online: take references that were trained on the record, too; else p is ((1 + a) p_out + 1 - a) / 2
+            of those that were not, of x and z alike.
         gamma: by which factor to beat, at least 1.
         offline_a: a, from 0 (being trained on a record makes it certain) to 1 (it changes nothing).
 
@@ -206,6 +207,8 @@ def rmia(signals: Signals, online: bool = False, gamma: float = 2.0, offline_a: 
     else:
         average = ((1 + offline_a) * outside + 1 - offline_a) / 2
     of_population = _probability(signals.population_references).mean(axis=0)
+    if not online:
+        of_population = ((1 + offline_a) * of_population + 1 - offline_a) / 2
     ratios = _probability(signals.target) / average  # [V, N]
     others = np.sort(_probability(signals.population_target) / of_population, axis=1)  # [V, P]
     beaten = [np.searchsorted(z, x / gamma, side="right") for x, z in zip(ratios, others, strict=True)]

@@ -244,6 +244,8 @@ def audit_with(
         if answers
         else (confidences(model, examples, plan.mirror) for examples in (plan.examples, plan.population))
     )
+    views = slice(None) if config.mirror else slice(1)
+    phi, of_population = phi[views], of_population[views]
     found: dict[str, Attack] = {}
 
     def add(
@@ -288,11 +290,12 @@ def audit_with(
         if not 2 <= used <= len(references):
             continue
         some = references[:used]
-        signals = _signals(phi, of_population, some).of(judged)
+        signals = _signals(phi, of_population, some, views).of(judged)
         for attack_name, scores in _calibrated(used, signals).items():
             add(f"{attack_name}, {used}", scores, some)
     pairs = [
-        _signals(phi, of_population, references[i : i + 2]).of(judged) for i in range(0, len(references), 2)
+        _signals(phi, of_population, references[i : i + 2], views).of(judged)
+        for i in range(0, len(references), 2)
     ]
     seeds = [attacks.lira(pair, online=False) for pair in pairs] or [found["loss"].scores]
     own = {attack_name: attack.scores for attack_name, attack in found.items()}
@@ -304,7 +307,7 @@ def audit_with(
         judged,
         member[judged],
         labels[judged],
-        epsilon_lower_bound(own, member[judged]) if fair_tosses else None,
+        epsilon_lower_bound(own, member[judged], plan.how.delta) if fair_tosses else None,
         most_exposed(seeds, member[judged]),
         answers.fit.epsilon if answers else None,
         answers.fit.statement if answers else None,
@@ -357,14 +360,16 @@ def _settings(config: Config) -> Settings:
     )
 
 
-def _signals(phi: np.ndarray, of_population: np.ndarray, references: Sequence[Trained]) -> Signals:
+def _signals(
+    phi: np.ndarray, of_population: np.ndarray, references: Sequence[Trained], views: slice
+) -> Signals:
     posterior = [reference.deviations for reference in references]
     return Signals(
         phi,
-        np.stack([reference.confidences for reference in references]),
+        np.stack([reference.confidences[views] for reference in references]),
         np.stack([reference.trained_on for reference in references]),
         of_population,
-        np.stack([reference.population for reference in references]),
+        np.stack([reference.population[views] for reference in references]),
         None if any(part is None for part in posterior) else np.stack(posterior),
     )
 

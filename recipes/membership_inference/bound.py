@@ -29,6 +29,8 @@ class Bound:
     """Which attack's guesses show it."""
     right: int
     guessed: int
+    delta: float
+    """Of (epsilon, delta)-differential privacy, for records that are added or removed."""
 
 
 def epsilon_lower_bound(
@@ -66,13 +68,13 @@ def epsilon_lower_bound(
     # with delta 0 the bound is Clopper and Pearson's; with more it is lower, so that few need be worked out
     _, right, guessed = (np.array(part) for part in zip(*guesses, strict=True))
     most = logit(np.where(right > 0, beta.ppf(error, np.maximum(right, 1), guessed - right + 1), 0.0))
-    best = Bound(0.0, *guesses[int(np.argmax(most))])
+    best = Bound(0.0, *guesses[int(np.argmax(most))], delta)
     for place in np.argsort(most)[::-1]:
         if most[place] <= best.epsilon:
             break
         found = one_run_bound(*guesses[place][1:], len(member), error, delta)
         if found > best.epsilon:
-            best = Bound(found, *guesses[place])
+            best = Bound(found, *guesses[place], delta)
     return best
 
 

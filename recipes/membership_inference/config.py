@@ -20,14 +20,14 @@ class Config:
     data: Source = "auto"
     """Where images come from: real CIFAR-100, stand-ins drawn here, or whichever can be had."""
     target: Literal["all", "overfitted", "regularised", "private"] = "all"
-    """The network to attack: trained until it knows its images by heart; with augmentation, weight decay and
-    early stopping; with DP-SGD; or all three."""
+    """The network to attack: trained until it knows its images by heart; with augmentation throughout, more
+    weight decay and the best epoch kept; with DP-SGD; or all three."""
     records: int | None = None
     """Images, up to 50,000, that were members of the training set by the toss of a coin each. None: 50,000
     real ones, or 400 stand-ins, which are enough to see the recipe run."""
     references: int = 8
     """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
-    what the first was not. The regularised and the private target have half as many."""
+    what the first was not. The regularised and the private target have half as many, in whole pairs."""
     train: bool = False
     """Train all networks here, also those that come with the recipe: 50,000 real images, seed 0, 8
     references, epsilon 8. What is trained is kept in the cache folder, so that a run that was stopped goes
@@ -42,9 +42,9 @@ class Config:
     """The article's attack: layers the gradients of whose weights it sees, counted among those with
     weights."""
     exploit_loss: bool = True
-    """The article's attack sees the loss."""
+    """The article's attack sees the loss; for configurations other than the article's three."""
     exploit_label: bool = True
-    """The article's attack sees the label."""
+    """The article's attack sees the label; for configurations other than the article's three."""
     attack_optimiser: Optimiser = "adam"
     """Of the article's attack."""
     attack_learning_rate: float = 1e-3
@@ -82,6 +82,12 @@ class Config:
         for name in ("attack_learning_rate", "epsilon"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
+        unchosen = self.layers_to_exploit is None and self.gradients_to_exploit is None
+        if unchosen and not (self.exploit_loss and self.exploit_label):
+            raise ValueError(
+                "exploit_loss and exploit_label go with layers_to_exploit or gradients_to_exploit: the "
+                "article's three configurations have their own"
+            )
         for rate in self.false_positive_rates or ():
             if not 0 < rate < 1:
                 raise ValueError(f"false_positive_rates must be between 0 and 1, not {rate}")
@@ -90,7 +96,7 @@ class Config:
 
 
 FULL = Config(train=True)
-"""From nothing."""
+"""All networks trained here."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Kept:
     """Where the scores of attacks on one target are kept."""
 
     target: str
-    """The name of the target's file, which no other target has."""
+    """Its kind, and a digest of what it answers, which no other target has."""
     folders: Sequence[Path] = ()
     """Where they are looked for; what is made now is written to the last one, if there is any."""
 

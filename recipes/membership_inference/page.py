@@ -64,6 +64,7 @@ def write(folder: Path, result: Result) -> Path:
 
 def page(result: Result) -> str:
     """The page's HTML."""
+    stands = sorted({audit.headline for audit in result.audits.of.values()})
     parts = "\n".join(_target(audit, result) for audit in result.audits.of.values())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -72,9 +73,10 @@ def page(result: Result) -> str:
 <p>Each attack below gives every record a score, which is high where the attack takes the record for
 one that the
 network was trained on, a member. All are judged on the same records, none of which an attack learned from.
-The attack that stands for all, BaVarIA with all references, was chosen before any was seen.
-Intervals hold with 95 % (Clopper and Pearson; DeLong for the AUC), each by
-itself: of many attacks the best looks better than it is.</p>
+The attack that stands for all, {escape(" or ".join(stands))}, was chosen before any was seen.
+Intervals hold with 95 %, each by itself: of many attacks the best looks better than it is. They are Clopper
+and Pearson's, widened where the threshold comes from the same records; DeLong's for the AUC; of a precision,
+what the intervals of both rates allow.</p>
 {_summary(result)}
 <p><img class="plot" alt="ROC curves of each target with logarithmic axes" src="{_plot(result)}"></p>
 {parts}
@@ -118,23 +120,28 @@ def _summary(result: Result) -> str:
         "stated",
     )
     rows = []
+    name = report.common_attack(result.audits.of.values())
     for audit in result.audits.of.values():
-        at_one = report.rate_of(audit.attacks[audit.headline], 0.01) if 0.01 in report.rates(audit) else "–"
+        attack = audit.attacks[name]
+        at_one = f"{report.rate_of(attack, 0.01)} %" if 0.01 in report.rates(audit) else "–"
         rows.append(
             (
                 (
                     TITLES.get(audit.target, audit.target),
                     percent(audit.train_accuracy),
                     percent(audit.test_accuracy),
-                    report.auc_of(audit.attacks[audit.headline]),
-                    f"{at_one} %",
+                    report.auc_of(attack),
+                    at_one,
                     "–" if audit.bound is None else f"{audit.bound.epsilon:.2f}",
                     "none" if audit.stated_epsilon is None else f"{audit.stated_epsilon:g}",
                 ),
                 False,
             )
         )
-    return _table(head, rows)
+    return (
+        f"{_table(head, rows)}<p>AUC and TPR are those of {escape(name)}, which all targets have; the bound "
+        "is the best of all attacks.</p>"
+    )
 
 
 def _target(audit: Audit, result: Result) -> str:
@@ -175,7 +182,7 @@ def _target(audit: Audit, result: Result) -> str:
 def _costs(audit: Audit, shown: Sequence[float]) -> str:
     if not shown:
         return ""
-    head = ("references", "CPU s", "the best attack", f"TPR at {100 * shown[0]:g} % FPR")
+    head = ("references", "CPU s", "the best attack, in hindsight", f"TPR at {100 * shown[0]:g} % FPR")
     rows = [
         ((str(references), f"{seconds:,.0f}", name, percent(true)), False)
         for references, seconds, name, true in report.by_cost(audit, shown[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,13 @@ def auc_of(attack: Attack) -> str:
     return f"{e.auc:.3f} [{e.auc_low:.3f}, {e.auc_high:.3f}]"
 
 
+def common_attack(audits: Collection[Audit]) -> str:
+    """What to compare targets by: BaVarIA with as many references as all of them have, or the loss."""
+    fewest = min(max(attack.references for attack in audit.attacks.values()) for audit in audits)
+    name = f"BaVarIA, {fewest}"
+    return name if all(name in audit.attacks for audit in audits) else "loss"
+
+
 def rates(audit: Audit) -> list[float]:
     """The false positive rates that are shown."""
     return list(next(iter(audit.attacks.values())).evaluation.points)
@@ -77,7 +84,7 @@ def _describe(audit: Audit, result: Result) -> str:
     lines.append("* learned from members that the attacker knew; none of them is judged")
     lines.append(COUNT)
     for rate in shown[:1]:
-        lines.append(f"the best at a false positive rate of {100 * rate:g} %, by what it costs:")
+        lines.append(f"the best at a false positive rate of {100 * rate:g} %, chosen in hindsight, by cost:")
         lines += [
             f"  {references} references, {seconds:,.0f} CPU seconds: {name}, {percent(true)}"
             for references, seconds, name, true in by_cost(audit, rate)
@@ -95,10 +102,10 @@ def epsilon_line(audit: Audit) -> str:
     if audit.bound is None:
         return "that members were chosen by fair tosses of a coin is not said: no bound of epsilon"
     bound = audit.bound
-    stated = "" if audit.stated_epsilon is None else f" (stated: {audit.stated_epsilon:g})"
+    stated = "" if audit.stated_epsilon is None else f"; stated: {audit.stated_epsilon:g}"
     return (
-        f"epsilon is at least {bound.epsilon:.2f} at 95 %{stated}: {bound.attack} is right in "
-        f"{bound.right:,} of {bound.guessed:,} guesses"
+        f"epsilon is at least {bound.epsilon:.2f} at 95 % (delta {bound.delta:g}, one record added or "
+        f"removed{stated}): {bound.attack} is right in {bound.right:,} of {bound.guessed:,} guesses"
     )
 
 
@@ -159,9 +166,14 @@ def plot_roc(axes: Axes, audit: Audit) -> None:
 
 
 def by_cost(audit: Audit, rate: float) -> list[tuple[int, float, str, float]]:
-    """The best attack for each number of references: references, CPU seconds, name, true positive rate."""
+    """The best attack for each number of references: references, CPU seconds, name, true positive rate.
+
+    Without those that know members, which no seconds buy.
+    """
     found = {}
     for name, attack in audit.attacks.items():
+        if attack.knows_members:
+            continue
         true = attack.evaluation.points[rate].true_positives.value
         if true > found.get(attack.references, (0, 0.0, "", -1.0))[3]:
             found[attack.references] = (attack.references, attack.cpu_seconds, name, true)
