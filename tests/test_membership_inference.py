@@ -845,6 +845,11 @@ def test_what_is_printed_says_whom_it_judged(ran: tuple[Path, str]) -> None:
     assert "over-fitted (embedded images)" in ran[1]
     assert "epsilon is at least" in ran[1]
     assert "RMIA, 2" in ran[1]
+    attacks_ = json.loads((ran[0] / "run.json").read_text("utf-8"))["result"]["attacks"]
+    of = {name: attack["balanced_accuracy"] for name, attack in attacks_.items()}
+    for name in ("gradient", "layers", "output"):
+        beats = of[f"inference model, {name}"] > of["loss"]
+        assert f"{name} {'beats' if beats else 'does not beat'} it" in ran[1]
 
 
 def test_the_report_needs_no_network(ran: tuple[Path, str]) -> None:

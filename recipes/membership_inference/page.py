@@ -168,7 +168,8 @@ def _target(audit: Audit, result: Result) -> str:
         for name, attack in audit.attacks.items()
     ]
     return f"""<h2>{escape(TITLES.get(audit.target, audit.target))}</h2>
-<p class="finding">{escape(report.epsilon_line(audit))}.<br>{escape(report.exposure_line(audit))}.</p>
+<p class="finding">{escape(report.epsilon_line(audit))}.<br>{escape(report.exposure_line(audit))}.<br>
+{escape(report.article_line(audit))}.</p>
 {f"<p>{escape(audit.statement)} {escape(report.SEED)}</p>" if audit.statement else ""}
 <p>{inside:,} members and {outside:,} others are judged; the lowest false positive rate that can be shown is
 {100 * metrics.floor(outside):.2g} %. {escape(result.data)} images.</p>

@@ -90,6 +90,7 @@ def _describe(audit: Audit, result: Result) -> str:
             for references, seconds, name, true in by_cost(audit, rate)
         ]
     lines += [
+        article_line(audit),
         epsilon_line(audit),
         *([audit.statement, SEED] if audit.statement else []),
         exposure_line(audit),
@@ -107,6 +108,18 @@ def epsilon_line(audit: Audit) -> str:
         f"epsilon is at least {bound.epsilon:.2f} at 95 % (delta {bound.delta:g}, one record added or "
         f"removed{stated}): {bound.attack} is right in {bound.right:,} of {bound.guessed:,} guesses"
     )
+
+
+def article_line(audit: Audit) -> str:
+    """Whether the article's attack is better than a threshold on the loss, which needs no training."""
+    of = {name: attack.evaluation.balanced_accuracy for name, attack in audit.attacks.items()}
+    better = {name: of[name] > of["loss"] for name, attack in audit.attacks.items() if attack.knows_members}
+    said = [
+        f"{name.removeprefix('inference model, ')} {'beats' if beats else 'does not beat'} it "
+        f"({percent(of[name])})"
+        for name, beats in better.items()
+    ]
+    return f"beside the threshold on the loss ({percent(of['loss'])}), the inference model: {', '.join(said)}"
 
 
 def exposure_line(audit: Audit) -> str:
