@@ -15,7 +15,7 @@ from recipes import training
 from recipes.membership_inference import attacks, inference_model, metrics, quantile
 from recipes.membership_inference.attacks import Signals
 from recipes.membership_inference.bound import Bound, epsilon_lower_bound
-from recipes.membership_inference.config import Config, Training
+from recipes.membership_inference.config import REFERENCES, Config, Training
 from recipes.membership_inference.exposed import Exposed, most_exposed
 from recipes.membership_inference.fitting import Examples
 from recipes.membership_inference.inference_model import ARTICLE, Exploit, Settings
@@ -160,7 +160,8 @@ def audit(
     examples, population = ((part[0], part[1].astype(np.int64)) for part in (examples, population))
     mirror = config.mirror and examples[0].ndim == 4
     plan = Plan(model, examples, population, how, mirror=mirror, seed=config.seed)
-    rows = halves(len(member), config.references // 2, config.seed)
+    count = REFERENCES if config.references is None else config.references
+    rows = halves(len(member), count // 2, config.seed)
     jobs = [Job(f"{name}_{k}", plan, row, k + 1) for k, row in enumerate(rows)]
     check_config(config, plan, member)  # before hours of training
     trained = train_all(jobs, [folder] if folder else [])

@@ -11,6 +11,7 @@ Kind = Literal["overfitted", "regularised", "private"]
 Optimiser = Literal["adam", "sgd", "adadelta", "adagrad", "momentum", "rmsprop"]
 RECORDS, STAND_INS = 50_000, 400
 """All training images of CIFAR-100, a half of which each network is trained on; and of stand-ins."""
+REFERENCES = 8
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Config:
     records: int | None = None
     """Images, up to 50,000, that were members of the training set by the toss of a coin each. None: 50,000
     real ones, or 400 stand-ins, which are enough to see the recipe run."""
-    references: int = 8
+    references: int | None = None
     """Reference networks, trained as the target was: an even number, as the second of each pair is trained on
-    what the first was not. The regularised and the private target have half as many, in whole pairs."""
+    what the first was not. The regularised and the private target have half as many, in whole pairs. None:
+    8, or 4 on stand-ins."""
     train: bool = False
     """Train all networks here, also those that come with the recipe: 50,000 real images, seed 0, 8
     references, epsilon 8. What is trained is kept in the cache folder, so that a run that was stopped goes
@@ -65,7 +67,7 @@ class Config:
     """Write a page for who has to sign off a model to this folder."""
 
     def __post_init__(self) -> None:
-        if self.references < 0 or self.references % 2:
+        if (self.references or 0) < 0 or (self.references or 0) % 2:
             raise ValueError(
                 f"references must be an even number, as they are trained in pairs, not {self.references}"
             )

@@ -12,7 +12,7 @@ from torch import nn
 
 from recipes import data
 from recipes.files import shipped
-from recipes.membership_inference.config import RECORDS, STAND_INS, Config, Kind, Training
+from recipes.membership_inference.config import RECORDS, REFERENCES, STAND_INS, Config, Kind, Training
 from recipes.membership_inference.fitting import Examples
 from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.networks import alexnet
@@ -137,7 +137,10 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
 def _jobs(kind: Kind, images: Pool, config: Config) -> list[Job]:
     """The target, then its references."""
     of_kind = plan(kind, images, config)
-    pairs = config.references // 2 if kind == "overfitted" else -(-config.references // 4)
+    count = config.references
+    if count is None:
+        count = REFERENCES if images.source == "real" else REFERENCES // 2
+    pairs = count // 2 if kind == "overfitted" else -(-count // 4)
     rows = halves(len(images.member), pairs, config.seed)
     return [
         Job(f"{kind}_target", of_kind, images.member, 0, keep_weights=True),
