@@ -250,7 +250,8 @@ for name, (value, low, high) in [*classes[:3], *classes[-3:]]:
 # If training were $\varepsilon$-differentially private, no one could guess the tosses of the coin that
 # made members better than with the chance $e^\varepsilon / (1 + e^\varepsilon)$ each, but for what
 # $\delta$ allows (Steinke, Nasr and Jagielski 2023). Who is right more often shows that $\varepsilon$ is
-# larger. All attacks and numbers of guesses that were tried are paid for in the bound's error of 5 %.
+# larger. The attack, and how many images it guesses, were chosen on one half of the images; its guesses
+# about the other half are what counts.
 
 # %%
 print(report.epsilon_line(audit))

@@ -39,7 +39,11 @@ def epsilon_lower_bound(
     delta: float = 1e-5,
     confidence: float = metrics.CONFIDENCE,
 ) -> Bound:
-    """The best bound of several attacks, each of which pays for having been tried.
+    """What the best of several attacks says of epsilon.
+
+    Which attack that is, and how many records it had best guess, is chosen on one half of the records; the
+    bound is that of its guesses about the other half, whose tosses nothing was chosen by, so that nothing
+    tried has to be paid for.
 
     Args:
         scores: by attack, `[N]`, high for members. An attack may have learned from other records only.
@@ -59,23 +63,29 @@ def epsilon_lower_bound(
         raise ValueError(
             f"{int(member.sum()):,} members of {len(member):,} records cannot be fair tosses of a coin"
         )
-    guesses = [
-        (name, *counts) for name, of_attack in scores.items() for counts in _guesses(of_attack, member)
+    half, error = len(member) // 2, 1 - confidence
+    drawn = np.random.default_rng(1).permutation(len(member))
+    here, there = drawn[:half], drawn[half : 2 * half]
+    tried = [
+        (name, place, *counts)
+        for name, of_attack in scores.items()
+        for place, counts in enumerate(_guesses(of_attack[here], member[here]))
     ]
-    if not guesses:
+    if not tried:
         raise ValueError(f"{len(member)} records are too few for a bound: give 20 or more")
-    error = (1 - confidence) / len(guesses)
     # with delta 0 the bound is Clopper and Pearson's; with more it is lower, so that few need be worked out
-    _, right, guessed = (np.array(part) for part in zip(*guesses, strict=True))
+    right, guessed = (np.array([one[column] for one in tried]) for column in (2, 3))
     most = logit(np.where(right > 0, beta.ppf(error, np.maximum(right, 1), guessed - right + 1), 0.0))
-    best = Bound(0.0, *guesses[int(np.argmax(most))], delta)
-    for place in np.argsort(most)[::-1]:
-        if most[place] <= best.epsilon:
+    best, chosen = 0.0, tried[int(np.argmax(most))]
+    for number in np.argsort(most)[::-1]:
+        if most[number] <= best:
             break
-        found = one_run_bound(*guesses[place][1:], len(member), error, delta)
-        if found > best.epsilon:
-            best = Bound(found, *guesses[place], delta)
-    return best
+        found = one_run_bound(*tried[number][2:], half, error, delta)
+        if found > best:
+            best, chosen = found, tried[number]
+    name, place = chosen[:2]
+    counts = _guesses(scores[name][there], member[there])[place]
+    return Bound(one_run_bound(*counts, half, error, delta), name, *counts, delta)
 
 
 def _guesses(scores: np.ndarray, member: np.ndarray) -> list[tuple[int, int]]:

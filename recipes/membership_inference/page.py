@@ -140,7 +140,7 @@ def _summary(result: Result) -> str:
         )
     return (
         f"{_table(head, rows)}<p>AUC and TPR are those of {escape(name)}, which all targets have; the bound "
-        "is the best of all attacks.</p>"
+        "is that of the attack which did best on one half of the records, and counted on the other.</p>"
     )
 
 
