@@ -171,8 +171,11 @@ def plot_roc(axes: Axes, audit: Audit) -> None:
         ylim=(lowest, 1.1),
         xlabel="false positive rate",
         ylabel="true positive rate",
-        title=f"{TITLES.get(audit.target, audit.target)}: {percent(audit.train_accuracy, 0)} of members "
-        f"right, {percent(audit.test_accuracy, 0)} of others",
+    )
+    axes.set_title(
+        f"{TITLES.get(audit.target, audit.target)}: {percent(audit.train_accuracy, 0)} of members right, "
+        f"{percent(audit.test_accuracy, 0)} of others",
+        fontsize=10,
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
