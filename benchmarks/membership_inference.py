@@ -40,7 +40,7 @@ def peers() -> tuple[dict[str, dict[str, Peer]], float]:
     print(f"{len(pool.member):,} {pool.source} images", flush=True)
     target = targets.trained(["overfitted"], pool, config)["overfitted"]
     view = inference_model.view(target.network, inference_model.ARTICLE.values(), *pool.examples)
-    known = np.random.default_rng(0).random(len(pool.member)) < config.known_share
+    known = np.random.default_rng((0, 5)).random(len(pool.member)) < config.known_share
     rows = np.stack([reference.trained_on for reference in target.references])
     seen = np.stack([reference.confidences[0] for reference in target.references]).astype(np.float64)
     phi, population = target.answers.confidences[:1], target.answers.population[:1]

@@ -195,7 +195,7 @@ def balanced_accuracy(scores: np.ndarray, member: np.ndarray, seed: int = 0) -> 
     check_scores(scores, member)
     first = np.zeros(len(scores), bool)
     for kind in (member, ~member):
-        places = np.random.default_rng(seed).permutation(np.flatnonzero(kind))
+        places = np.random.default_rng((seed, 6)).permutation(np.flatnonzero(kind))
         first[places[: len(places) // 2]] = True
     hits = passes = 0
     for chosen_on, judged_on in ((first, ~first), (~first, first)):

@@ -19,12 +19,13 @@ from recipes.membership_inference.report import TITLES, percent
 
 _STYLE = """
 :root { color-scheme: light }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto;
 padding: 0 1rem }
 table { border-collapse: collapse; font-size: .88rem; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 tr.best td { background: #eef4ff }
+p, ul { max-width: 60rem }
 img.plot { max-width: 100% }
 figure { display: inline-block; margin: .4rem; text-align: center; font-size: .75rem; width: 6.2rem;
          vertical-align: top }
@@ -92,7 +93,7 @@ the records that an attacker looks at: 50 %, 10 % or 1 %.</li>
 so many right
 guesses would have had a chance below 5 %. It is no upper bound: another attack may do better.</li>
 <li>Attacks with a star know some members by name. Attacks with references train networks as the target was
-trained; their seconds are counted. {escape(report.COUNT[0].upper() + report.COUNT[1:])}.</li>
+trained; their seconds are counted. {_sentence(report.COUNT)}</li>
 </ul>
 </body></html>
 """
@@ -107,6 +108,10 @@ def _table(head: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> s
         for row, best in rows
     )
     return f"<table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+def _sentence(text: str) -> str:
+    return escape(f"{text[0].upper()}{text[1:]}.")
 
 
 def _summary(result: Result) -> str:
@@ -167,9 +172,9 @@ def _target(audit: Audit, result: Result) -> str:
         )
         for name, attack in audit.attacks.items()
     ]
+    lines = report.epsilon_line(audit), report.article_line(audit), report.exposure_line(audit)
     return f"""<h2>{escape(TITLES.get(audit.target, audit.target))}</h2>
-<p class="finding">{escape(report.epsilon_line(audit))}.<br>{escape(report.exposure_line(audit))}.<br>
-{escape(report.article_line(audit))}.</p>
+<p class="finding">{"<br>".join(map(_sentence, lines))}</p>
 {f"<p>{escape(audit.statement)} {escape(report.SEED)}</p>" if audit.statement else ""}
 <p>{inside:,} members and {outside:,} others are judged; the lowest false positive rate that can be shown is
 {100 * metrics.floor(outside):.2g} %. {escape(result.data)} images.</p>
