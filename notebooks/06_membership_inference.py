@@ -231,10 +231,10 @@ for prior in metrics.PRIORS:
 # surest.
 
 # %%
-fig, row = plt.subplots(1, 8, figsize=(8, 1.5), layout="constrained")
+fig, row = plt.subplots(1, 8, figsize=(9, 1.6), layout="constrained")
 pictures = report.most_exposed_pictures(result, audit, 8)
 for axes, (image, name, found) in zip(row, pictures, strict=True):
-    axes.imshow(image)
+    axes.imshow(image, interpolation="nearest")
     axes.set_title(f"{name}\n{found} of {audit.exposed.seeds}", fontsize=8)
     axes.axis("off")
 plt.show()
