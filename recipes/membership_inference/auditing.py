@@ -158,7 +158,7 @@ def audit(
     )
     member = np.arange(len(examples[1])) < len(members[1])
     examples, population = ((part[0], part[1].astype(np.int64)) for part in (examples, population))
-    mirror = config.mirror and examples[0].ndim == 4
+    mirror = _mirrored(config, how) and examples[0].ndim == 4
     plan = Plan(model, examples, population, how, mirror=mirror, seed=config.seed)
     count = REFERENCES if config.references is None else config.references
     rows = halves(len(member), count // 2, config.seed)
@@ -245,7 +245,7 @@ def audit_with(
         if answers
         else (confidences(model, examples, plan.mirror) for examples in (plan.examples, plan.population))
     )
-    views = slice(None) if config.mirror else slice(1)
+    views = slice(None) if _mirrored(config, plan.how) else slice(1)
     phi, of_population = phi[views], of_population[views]
     found: dict[str, Attack] = {}
 
@@ -313,6 +313,11 @@ def audit_with(
         answers.fit.epsilon if answers else None,
         answers.fit.statement if answers else None,
     )
+
+
+def _mirrored(config: Config, how: Training) -> bool:
+    """Whether to ask about mirror images."""
+    return how.augment if config.mirror is None else config.mirror
 
 
 def _known(config: Config, records: int) -> np.ndarray:

@@ -59,8 +59,9 @@ class Config:
     non-members to count them with."""
     epsilon: float = 8.0
     """What the target that is trained with DP-SGD states, at delta 1e-5."""
-    mirror: bool = True
-    """LiRA, BaVarIA and RMIA ask about each image's mirror image, too."""
+    mirror: bool | None = None
+    """LiRA, BaVarIA and RMIA ask about each image's mirror image, too. None: if training showed it to the
+    end, that is, if it was augmented; else the answer about it only blurs the one about the image."""
     seed: int = 0
     """Of who is a member, of all trainings and attacks."""
     report: str = ""
