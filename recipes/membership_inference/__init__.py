@@ -27,8 +27,8 @@ Expect: real images, seed 0. The over-fitted target is right about 98.9 % of its
         84.4 %. With eight references LiRA finds 48 %, RMIA 47 %, BaVarIA 44 %, BMIA 43 %; at 0.1 % they
         find 21, 22, 16 and 20 %. Epsilon is at least 5.9. Regularised (49.7 / 41.7 %): an AUC of at most
         0.68, and epsilon at least 1.9. DP-SGD at epsilon 8 (11.9 / 10.9 %): at most 0.53, and at least
-        0.05. A minute, with the networks that come with the recipe; --profile full trains all 19 of them, 10,000
-        CPU seconds in all.
+        0.05. A minute, with the networks that come with the recipe; --profile full trains all 19 of
+        them, 10,000 CPU seconds in all.
 Command: python -m recipes.membership_inference --plot membership.png --report report
 """
 
