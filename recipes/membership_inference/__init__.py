@@ -22,9 +22,9 @@ Status: simplified (AlexNet with normalisation and a finer first layer, on half 
         half are the non-members; BMIA and BaVarIA as their papers have them, but for priors that are said
         where they are).
 Expect: real images, seed 0. The over-fitted target is right about 98.9 % of its members and 41.1 % of
-        test images. The threshold on the loss has a balanced accuracy of 83.3 %, and finds 1.1 % of
+        test images. The threshold on the loss has a balanced accuracy of 83.4 %, and finds 1.1 % of
         members at a false positive rate of 1 %: as good as guessing. The article's attack has 84.2 to
-        84.4 %. With eight references LiRA finds 48 %, RMIA 47 %, BaVarIA 44 %, BMIA 43 %; at 0.1 % they
+        84.5 %. With eight references LiRA finds 48 %, RMIA 47 %, BaVarIA 44 %, BMIA 43 %; at 0.1 % they
         find 21, 22, 16 and 20 %. Epsilon is at least 5.9. Regularised (49.7 / 41.7 %): an AUC of at most
         0.68, and epsilon at least 1.9. DP-SGD at epsilon 8 (11.9 / 10.9 %): at most 0.53, and at least
         0.05. A minute, with the networks that come with the recipe; --profile full trains all 19 of
