@@ -177,7 +177,7 @@ def _target(audit: Audit, result: Result) -> str:
 <p class="finding">{"<br>".join(map(_sentence, lines))}</p>
 {f"<p>{escape(audit.statement)} {escape(report.SEED)}</p>" if audit.statement else ""}
 <p>{inside:,} members and {outside:,} others are judged; the lowest false positive rate that can be shown is
-{100 * metrics.floor(outside):.2g} %. {escape(result.data)} images.</p>
+{100 * metrics.floor(outside):.2g} %. The images are {escape(result.data)}.</p>
 {_table(head, rows)}
 {_costs(audit, shown)}
 {_precision(audit, shown)}
