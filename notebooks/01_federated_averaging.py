@@ -51,7 +51,7 @@ alice, bob = fa.clients_of(data, config)
 test = fa.Examples(fa.flatten(data.test.images), data.test.labels)
 print(f"{data.name} ({data.source}): Alice {len(alice.labels):,}, Bob {len(bob.labels):,} images")
 
-# %%
+# %% alt="Seven images of clothes that only Alice can see, and seven that only Bob can see"
 figure, axes = plt.subplots(2, 7, figsize=(7, 2.5), layout="constrained")
 figure.suptitle("Above: images that only Alice can see. Below: images that only Bob can see.", fontsize=9)
 for row, owner in enumerate([alice, bob]):
@@ -121,7 +121,7 @@ print(f"every weight equal to 1e-5: {np.abs(by_numpy.model - by_tff.model).max()
 # Beside the federated model stands one that is trained on both halves in one place, with as many
 # passes over the data.
 
-# %%
+# %% alt="Test accuracy over ten rounds: federated averaging follows one model on all examples"
 ten = fa.run(fa.Config(data=DATA, rounds=10))
 fa.plot(ten)
 
@@ -160,7 +160,7 @@ for name, clients in {"alike": [alice, bob], "by class": by_class}.items():
 # smaller its α; and McMahan's *shards*, two pieces each of the images sorted by class. Every column
 # is a client, every colour a class.
 
-# %%
+# %% alt="How many images of each class 100 clients hold: evenly mixed, unevenly, two classes each"
 many = fa.Config(data=DATA, clients=100, clients_per_round=10, batch_size=10, learning_rate=0.05)
 figure, axes = plt.subplots(3, 1, figsize=(8, 4.2), layout="constrained", sharex=True)
 for axis, kind in zip(axes, ["iid", "dirichlet", "shards"], strict=True):
@@ -229,7 +229,7 @@ for name in fa.ALGORITHMS:
 # nothing was told about the images? Here is Alice's first change as the server receives it, a
 # picture for each class: dark pixels speak for the class, light ones against it.
 
-# %%
+# %% alt="Alice's change as ten grey images, one a class, in which her clothes can be made out"
 print(f"Alice sent {from_alice.change.nbytes:,} bytes; her images are {len(alice.labels) * 784:,} bytes")
 weights = from_alice.change[:7840].reshape(28, 28, 10)
 figure, axes = plt.subplots(2, 5, figsize=(7, 3.2), layout="constrained")
@@ -272,7 +272,7 @@ error, even_grey = np.mean((found - truth) ** 2), truth.var(axis=1).mean()
 print(f"mean squared error of the pixels {error:.3f}, of the best even grey {even_grey:.3f}")
 
 
-# %%
+# %% tags=["cover"] alt="Four images of clothes, and below them nearly the same four, got back from a change"
 def show(rows):
     figure, axes = plt.subplots(len(rows), 4, figsize=(5, 1.4 * len(rows)), layout="constrained")
     figure.suptitle("; below: ".join(rows), fontsize=9)
@@ -309,7 +309,7 @@ sealed = sealing.aggregate(changes, step=step, draw=fixed)
 error = np.abs(sealed.total - sum(changes)).max() / step
 print(f"the sum is right to {len(changes)} roundings, half a step each: {error <= len(changes) / 2}")
 
-# %%
+# %% alt="Histograms: the client's change is a narrow peak, what the server sees of it is flat"
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
 axes[0].hist(change, 60, color="C1")
 axes[0].set_title("the client's change", fontsize=9)
@@ -321,7 +321,7 @@ for axis in axes:
 # %% [markdown]
 # And the attack, on what the server sees now:
 
-# %%
+# %% alt="Four images of clothes, and below them the noise that a sealed change gives back"
 seen = sealing.restore(sealed.view[0].astype(np.uint64), step)
 covered, _ = fa.images_from_change(cnn, seen, 4, steps=100)
 show({"the client's images": truth, "what the server got back from the sealed change": covered})

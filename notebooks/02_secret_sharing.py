@@ -77,7 +77,7 @@ boot, shirt = data.train.images[[0, 1]].astype(int)
 shared_boot, shared_shirt = session.encrypt(boot), session.encrypt(shirt)
 
 
-# %%
+# %% tags=["cover"] alt="A boot, three shares of it that are noise, the boot put together again, and a shirt"
 def show(pictures):
     _, axes = plt.subplots(1, len(pictures), figsize=(9, 2), layout="constrained")
     for axis, (name, pixels) in zip(axes, pictures.items(), strict=True):
@@ -92,7 +92,7 @@ show({"a secret": boot, **held, "put together": decrypt(shared_boot), "another":
 # Each party now adds its noise of the second picture to its noise of the first. No party has seen
 # either picture, and the sum of the noise is the sum of the pictures.
 
-# %%
+# %% alt="Three shares of a sum that are noise, and put together a boot over a shirt"
 both = shared_boot + shared_shirt
 held = {f"party {party}": both.shares[party, 0] for party in range(3)}
 show({**held, "put together": decrypt(both)})
@@ -170,7 +170,7 @@ print(f"17 * -3 = {decrypt(product)}")
 # Does $d$ really say nothing? Below it is opened 50,000 times, with a small prime, for each of two
 # secrets. What everybody sees looks the same for both.
 
-# %%
+# %% alt="Two flat histograms: what is opened looks the same for x = 7 and for x = -40"
 tiny = ss.Session(ss.Additive(3, ss.Field(101)), fraction_bits=0, draw=repeatable)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2), sharey=True, layout="constrained")
 axes[0].set_ylabel("times")

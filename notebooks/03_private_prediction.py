@@ -72,7 +72,7 @@ print("labels, in the clear:      ", clear[:8].argmax(axis=1))
 # like to see the first. Nor does the client see weights: the fourth row is what it gets of the third,
 # the weights between the pixels and eight hidden units. Each picture is scaled to its own range of greys.
 
-# %%
+# %% tags=["cover"] alt="Digits and weights, each above the noise that the other side sees of them"
 seen = pp.images_seen_by(rehearsal, provider_helps=False)
 weights = pp.weights_seen_by(rehearsal, provider_helps=False)[0].weight
 rows = {"images": few, "… as the server\nsees them": seen}
@@ -136,7 +136,7 @@ for sender, message in rehearsal.received[PROVIDER]:
 # two. CrypTen does so with two parties. It has two faults. It fails with probability $|x| / 2^{64}$, and then
 # by $2^{48}$. Share a number 200,000 times, cut it, and count:
 
-# %%
+# %% alt="How often cutting shares fails, doubling with each bit, as expected"
 bits = np.arange(38, 63)
 generator = np.random.default_rng(5)
 tries = [pp.cut_shares(1 << int(b), 16, 200_000, generator) for b in bits]
@@ -272,7 +272,7 @@ for milliseconds in (0.5, 10, 50, 200):
 # All rests on the provider's keeping its random numbers to itself. If it tells the server what it dealt,
 # the masks come off, and what the server sees is this:
 
-# %%
+# %% alt="The eight digits that were classified"
 revealed = pp.images_seen_by(rehearsal, provider_helps=True)
 _, axes = plt.subplots(1, 8, figsize=(9, 1.3), layout="constrained")
 for axis, picture in zip(axes, revealed, strict=True):

@@ -48,7 +48,7 @@ print(f"{data.name} ({data.source}), {len(images):,} test images")
 # the weights fixed and follows the gradient with respect to the *pixels*: towards a class of the attacker's
 # choice, in small steps, until the network believes it.
 
-# %%
+# %% alt="A 9 on its way to 7 in five steps that look alike, until the network reads a 7"
 scratch = ar.run(ar.Config(data=DATA, part="scratch"))
 print(ar.describe(scratch))
 ar.plot(scratch)
@@ -73,7 +73,7 @@ for epsilon in (0.05, 0.1, 0.2):
     right = [1 - attacks.fooled(cnn, found, truth).float().mean() for found in (one, many)]
     print(f"epsilon {epsilon:.2f}: {right[0]:4.0%} right after one step, {right[1]:4.0%} after 40")
 
-# %%
+# %% tags=["cover"] alt="A 7 under growing changes, which the CNN reads as 8, and below them what was added"
 digit, answer = images[:1], labels[:1]
 settings = {"steps": 40, "random_start": False, "stop_early": False}
 shown = [digit] + [attacks.pgd(cnn, digit, answer, e, **settings) for e in (0.05, 0.1, 0.2)]
@@ -136,7 +136,7 @@ for name, seen in (("clean images", few), ("far beyond the boundary", beyond)):
 # on the eight numbers of the latent. The class that draws it best, with a likely latent, wins. An attacker
 # has its gradient: at the best latent it is twice the difference between the image and the drawing.
 
-# %%
+# %% alt="Four digits, each with the best image that ABS finds of it as every class"
 abs_ = zoo.load("abs")
 latents = abs_.search(images[:4])
 drawn, believed = abs_.draw(latents), abs_.logits_at(images[:4], latents)
@@ -162,7 +162,7 @@ plt.show()
 table = ar.run(ar.Config(data=DATA, part="table", images=8))
 print(ar.describe(table))
 
-# %%
+# %% alt="Digits, the nearest changed ones that fool three classifiers, and what was added to each"
 ar.plot(table)
 
 # %% [markdown]
@@ -182,7 +182,7 @@ ar.plot(table)
 stale = ar.run(ar.Config(data=DATA, part="stale"))
 print(ar.describe(stale))
 
-# %%
+# %% alt="Accuracies of an undefended and a defended network under seven attacks: PGD leaves 0 %"
 ar.plot(stale)
 
 # %% [markdown]
@@ -233,7 +233,7 @@ for epsilon in (0.1, 0.2, 0.3, 0.4):
 holds = ar.run(ar.Config(data=DATA, part="defences", attacked=100))
 print(ar.describe(holds))
 
-# %%
+# %% alt="Robust accuracy over epsilon of four trained defences, and what is proved of one"
 ar.plot(holds)
 
 # %% [markdown]

@@ -184,7 +184,7 @@ for grouped in (True, False):
 # Its footnote says that shuffling is *believed* to be closer to the Poisson figure. For one epoch the
 # lower bound above (Chua et al. 2024) says otherwise: at least 2.97, not 0.73.
 
-# %%
+# %% alt="Epsilon over epochs: for Poisson batches by RDP and PLD, for shuffled ones far above"
 epochs = np.array([1, 2, 5, 10, 20, 40, 60])
 for accountant, style in (("rdp", "C0--"), ("pld", "C0-")):
     values = [dp_sgd.epsilon(250 / 60_000, 1.1, int(240 * e), 1e-5, accountant) for e in epochs]
@@ -221,7 +221,7 @@ print(
 )
 print(f"        at least {bound.any_mechanism:.2f}, whatever it is   (95 % confidence each)")
 
-# %%
+# %% tags=["cover"] alt="The attacker's ROC curve runs along the edge of what the stated mechanism rules out"
 plt.figure(figsize=(5, 5))
 plt.fill_between(*bound.allowed.T, 1, color="C3", alpha=0.12, label="ruled out by the stated mechanism")
 plt.plot(*bound.allowed.T, "C3", linewidth=1)
@@ -293,7 +293,7 @@ sweep = list(lesson.sweep(data, how, delta=1e-5))
 for sigma, epsilon, right, shown in sweep:
     print(f"noise {sigma:3.1f}: {right:.0%} right, epsilon {epsilon:6.3f}, an audit shows {shown:.2f}")
 
-# %%
+# %% alt="Test accuracy over epsilon with what an audit shows; lengths of gradients, clipped at one"
 _, epsilons, rights, shown = np.array(sweep).T
 figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(11, 4))
 left_axes.plot(epsilons, rights, "o-", label="DP-SGD, one epoch: stated")
@@ -321,7 +321,7 @@ plt.show()
 # picture of random dots that is labelled 3. Networks are trained with the dots and without them, with
 # privacy and without, from two seeds. How probable is a 3, they are asked, for the dots?
 
-# %%
+# %% alt="Marked images change plain SGD's answer; trained by DP-SGD, the network does not notice"
 odd = lesson.outlier(data, delta=1e-5, seeds=2)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
 for panel, pairs, right in zip(axes, (odd.plain, odd.private), (odd.plain_accuracy, odd.private_accuracy),

@@ -61,7 +61,7 @@ for kind, one in trained.items():
 # is what attacks look at: where $p$ is 0.99, 0.999, 0.9999, $\varphi$ is 4.6, 6.9, 9.2. Where members
 # and others hardly overlap, one number, a threshold, tells most of them apart.
 
-# %%
+# %% alt="Confidence of members and others: apart when over-fitted, alike under DP-SGD"
 fig, panels = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
 for axes, (kind, one) in zip(panels, trained.items(), strict=True):
     phi = one.answers.confidences[0]
@@ -118,7 +118,7 @@ random = np.random.default_rng(1)
 chosen = np.concatenate([random.choice(np.flatnonzero(group), 4, False) for group in (member, ~member)])
 print(f"{len(seen)} references; each image was seen by {trained_on[:, chosen].sum(axis=0)} of them")
 
-# %%
+# %% alt="Eight records: confidence of references that saw each, that did not, and of the target"
 fig, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for place, record in enumerate(chosen):
     inside = trained_on[:, record]
@@ -165,7 +165,7 @@ for name, attack in audit.attacks.items():
     found = "".join(f"{e.points[rate].true_positives.value:>9.2%}" for rate in rates)
     print(f"{name:36}{e.auc:6.3f}{e.balanced_accuracy:10.1%}{found}")
 
-# %%
+# %% tags=["cover"] alt="ROC curves of six attacks on the over-fitted network, both axes logarithmic"
 fig, axes = plt.subplots(figsize=(5, 3.8), layout="constrained")
 report.plot_roc(axes, audit)
 plt.show()
@@ -230,7 +230,7 @@ for prior in metrics.PRIORS:
 # most, all pairs together; the number says how many of the pairs have the image among their hundred
 # surest.
 
-# %%
+# %% alt="Eight members found by the attacks, with how many references give each away"
 fig, row = plt.subplots(1, 8, figsize=(9, 1.6), layout="constrained")
 pictures = report.most_exposed_pictures(result, audit, 8)
 for axes, (image, name, found) in zip(row, pictures, strict=True):
@@ -278,7 +278,7 @@ for kind, one in audits.items():
     print("".join(f"{e.points[rate].true_positives.value:9.2%}" for rate in rates[:2]), end="")
     print(f"{one.bound.epsilon:18.2f}{one.stated_epsilon or 'none':>8}")
 
-# %%
+# %% alt="ROC curves on the regularised network, and on the one by DP-SGD, close to guessing"
 fig, panels = plt.subplots(1, 2, figsize=(8.2, 3.4), layout="constrained")
 for axes, kind in zip(panels, ("regularised", "private"), strict=True):
     report.plot_roc(axes, audits[kind])

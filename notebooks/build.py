@@ -2,6 +2,8 @@
 
 The `.py` file (percent format) is the one that people edit. A second build gives the same bytes:
 cells are numbered, nothing is timed, and what goes to stderr is shown here and not in the notebook.
+A cell's `alt` says what its picture shows; the picture of the cell tagged `cover` is written to
+`pictures/NN_name.png`, for the README.
 
     python notebooks/build.py [NAME ...]           build all, or those whose name begins so
     python notebooks/build.py --data embedded      on the stand-ins instead of the real data
@@ -12,6 +14,7 @@ cells are numbered, nothing is timed, and what goes to stderr is shown here and 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
 from pathlib import Path
@@ -37,7 +40,8 @@ def read(source: Path) -> nbformat.NotebookNode:
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells, start=1):
         cell.id = f"cell-{number:02}"
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata.get("tags", [])})
+        kept = {name: cell.metadata[name] for name in ("tags", "alt") if name in cell.metadata}
+        cell.metadata = nbformat.from_dict({"tags": [], **kept})
     return notebook
 
 
@@ -63,6 +67,8 @@ def execute(notebook: nbformat.NotebookNode, data: str) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = settled(cell.outputs)
+            for picture in pictures(cell):
+                picture.metadata["image/png"] = {"alt": cell.metadata.get("alt", "")}
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
 
 
@@ -82,13 +88,32 @@ def settled(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
     return kept
 
 
+def pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The outputs of a cell that are pictures."""
+    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def cover(notebook: nbformat.NotebookNode) -> bytes:
+    """The picture of the notebook's one cell tagged `cover`, a PNG."""
+    (cell,) = [cell for cell in notebook.cells if "cover" in cell.metadata.tags]
+    (picture,) = pictures(cell)
+    return base64.b64decode(picture.data["image/png"])
+
+
+def cover_of(source: Path) -> Path:
+    """Where a notebook's cover is written."""
+    return source.parent / "pictures" / f"{source.stem}.png"
+
+
 def is_stale(source: Path) -> bool:
-    """Whether the notebook beside `source` is missing, was edited by hand, or lacks its outputs."""
+    """Whether the notebook beside `source`, or its cover, is missing or was edited, or lacks its outputs."""
     path = source.with_suffix(".ipynb")
-    if not path.exists():
+    if not (path.exists() and cover_of(source).exists()):
         return True
     built, wanted = nbformat.read(path, as_version=4), read(source)
     if any(cell.cell_type == "code" and cell.execution_count is None for cell in built.cells):
+        return True
+    if cover(built) != cover_of(source).read_bytes():
         return True
     for cell in built.cells:
         if cell.cell_type == "code":
@@ -96,8 +121,8 @@ def is_stale(source: Path) -> bool:
     return nbformat.writes(built) != nbformat.writes(wanted)
 
 
-def build(source: Path, data: str) -> str | None:
-    """The text of the executed notebook, or None and a message if it fails."""
+def build(source: Path, data: str) -> nbformat.NotebookNode | None:
+    """The executed notebook, or None and a message if it fails."""
     notebook = read(source)
     try:
         execute(notebook, data)
@@ -106,14 +131,19 @@ def build(source: Path, data: str) -> str | None:
             error = f"{error.evalue} For a notebook of stand-ins say DATA=embedded."
         print(f"{source.name} failed, nothing was written: {error}", file=sys.stderr)
         return None
-    return nbformat.writes(notebook) + "\n"
+    return notebook
+
+
+def text_of(notebook: nbformat.NotebookNode | None) -> str | None:
+    """What is written of a notebook."""
+    return notebook and nbformat.writes(notebook) + "\n"
 
 
 def check(sources: list[Path], data: str, rebuild: bool) -> int:
     """Say which notebooks are stale; the exit status."""
     stale = [source for source in sources if is_stale(source)]
     if rebuild:
-        stale += [s for s in sources if s not in stale and build(s, data) != committed(s)]
+        stale += [s for s in sources if s not in stale and text_of(build(s, data)) != committed(s)]
     names = ", ".join(source.with_suffix(".ipynb").name for source in stale)
     print(f"stale, run `make notebooks`: {names}" if stale else "all notebooks are fresh")
     return 1 if stale else 0
@@ -143,11 +173,14 @@ def main() -> int:
         return check(chosen, options.data, options.rebuild)
     for source in chosen:
         print(f"building {source.name}", flush=True)
-        text = build(source, options.data)
-        if text is None:
+        notebook = build(source, options.data)
+        if notebook is None:
             return 1
+        cover_of(source).parent.mkdir(exist_ok=True)
+        with written_whole(cover_of(source)) as temporary:
+            temporary.write_bytes(cover(notebook))
         with written_whole(source.with_suffix(".ipynb")) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(text_of(notebook), "utf-8")
     return 0
 
 

@@ -27,7 +27,7 @@ TINY = """# %% [markdown]
 # %% tags=["parameters"]
 DATA = "auto"
 
-# %%
+# %% tags=["cover"] alt="A line that rises"
 import matplotlib.pyplot as plt
 import sys
 print(DATA, file=sys.stderr)
@@ -63,6 +63,17 @@ def test_notebooks_are_short_plain_and_small(source):
         for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno + 1 <= 5, node.name
+
+
+@each_notebook
+def test_every_picture_says_what_it_shows(source):
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    texts = [
+        picture.metadata["image/png"]["alt"] for cell in notebook.cells for picture in build.pictures(cell)
+    ]
+    assert texts
+    assert all(len(text) > 20 for text in texts)
+    assert len(set(texts)) == len(texts)
 
 
 @each_notebook
@@ -116,6 +127,16 @@ def test_check_notices_what_is_stale(tiny, monkeypatch, capsys):
     nbformat.write(notebook, tiny.with_suffix(".ipynb"))
     assert build.main() == 1
     tiny.with_suffix(".ipynb").unlink()
+    assert build.main() == 1
+
+
+def test_check_notices_a_cover_that_is_not_the_notebooks(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["build.py", "--check"])
+    picture = build.cover_of(tiny)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.write_bytes(b"another")
+    assert build.main() == 1
+    picture.unlink()
     assert build.main() == 1
 
 
