@@ -10,7 +10,7 @@ RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recipes $(RECIPES) recipe-1-flower notebooks test lint bench site lock clean
+.PHONY: help setup recipes $(RECIPES) recipe-1-flower notebooks test lint models bench site lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -107,11 +107,18 @@ lint: setup  ## Check style
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
+models: setup  ## Train all weights anew, on real data (hours)
+	@$(PY) -m recipes.private_prediction --train --data real
+	@$(PY) -m recipes.adversarial_robustness --train all --part scratch --data real
+	@$(PY) -m recipes.dp_sgd --train --data real
+	@$(PY) -m recipes.membership_inference --train --data real
+	@$(PY) -m recipes.weights
+
 bench: setup $(FLOWER)  ## Run each recipe beside its peers
 	@for file in benchmarks/*.py; do $(PY) "$$file" || exit 1; done
 
-site: setup  ## Render the notebooks into site/
-	@$(PY) -m jupyter nbconvert --log-level ERROR --to html --output-dir site notebooks/*.ipynb
+site: setup  ## Make a site of it all in site/, which needs no network
+	@$(PY) notebooks/build_site.py
 
 RESOLVE = env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL .venv/bin/uv pip compile pyproject.toml \
     --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header

@@ -249,7 +249,7 @@ ar.plot(holds)
 
 # %%
 for name in ("pgd", "certified"):
-    about = zoo.about(name)
+    about = zoo.card(name)
     minutes, clean = int(about["cpu_seconds"]) / 60, float(about["test_accuracy"])
     print(f"{name}: trained in {minutes:.0f} CPU minutes, {clean:.2%} clean")
 

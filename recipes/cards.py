@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from recipes import data
-from recipes.files import shipped, written_whole
+from recipes.files import rewrite_between_marks, shipped, written_whole
 
 BEGIN, END = "<!-- results: written by `python -m recipes.cards` -->", "<!-- end of results -->"
 # reported with their versions where a run has imported them
@@ -289,27 +289,12 @@ def _rounded(ratio: float) -> str:
     return f"{ratio:.2g}" if ratio < 10 else f"{round(ratio, 1 - math.floor(math.log10(ratio))):,.0f}"
 
 
-def readme_with_table(text: str) -> str:
-    """The README's text with the table between its two marks made anew.
-
-    Raises:
-        ValueError: the marks are missing.
-    """
-    if not text.count(BEGIN) == text.count(END) == 1:
-        raise ValueError(f"README.md must hold these two lines once each: {BEGIN} and {END}")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-
-
 def main() -> None:
     """Rewrite the results table of README.md from the cards."""
     from recipes import shell
 
     with shell.one_line_errors("recipes.cards"):
-        readme = Path(__file__).parent.parent / "README.md"
-        text = readme_with_table(readme.read_text("utf-8"))
-        with written_whole(readme) as temporary:
-            temporary.write_text(text, "utf-8")
+        rewrite_between_marks(Path(__file__).parent.parent / "README.md", BEGIN, END, table())
 
 
 if __name__ == "__main__":

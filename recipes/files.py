@@ -48,6 +48,30 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def between_marks(text: str, begin: str, end: str, new: str) -> str:
+    """A text with what stands between two lines of it made anew.
+
+    Raises:
+        ValueError: the lines are not there once each.
+    """
+    if not text.count(begin) == text.count(end) == 1:
+        raise ValueError(f"the file must hold these two lines once each: {begin} and {end}")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{new}\n{end}{rest.split(end)[1]}"
+
+
+def rewrite_between_marks(path: Path, begin: str, end: str, new: str) -> None:
+    """The same with a file, which is written whole or not at all.
+
+    Raises:
+        ValueError: the lines are not there once each.
+        OSError: it cannot be read or written.
+    """
+    text = between_marks(path.read_text("utf-8"), begin, end, new)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def check_writable(path: Path) -> None:
     """Find out before the work whether its result can be written, by beginning to.
 

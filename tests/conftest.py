@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as th
 
 import pytest
 
-from recipes import data
+from recipes import data, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,6 +62,16 @@ def _real(name: data.Name) -> data.Dataset:
 def any_stand_in(request: pytest.FixtureRequest) -> data.Dataset:
     """Each embedded data set in turn."""
     return data.load(request.param, "embedded")
+
+
+@pytest.fixture
+def empty_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that takes the place of `models` and holds no weights."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / weights.SUMS).touch()
+    monkeypatch.setattr(weights, "path_of", lambda name: folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -844,18 +844,16 @@ def test_towards_a_prototype_is_the_shortest_way_between_two_images():
 # --- the networks that come with the recipe ------------------------------------------------------------
 
 
-def test_weights_are_small_enough_and_say_where_they_come_from(root):
+def test_weights_say_where_they_come_from():
     for name in zoo.ENTRIES:
-        assert zoo.path(name).stat().st_size < 11e6
-        about = zoo.about(name)
+        about = zoo.card(name)
         assert about["command"] == f"python -m recipes.adversarial_robustness --train {name}"
         assert 0.9 < float(about["test_accuracy"]) < 1
         assert float(about["cpu_seconds"]) <= 45 * 60
 
 
-def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "path", lambda _: tmp_path / "mnist_pgd.safetensors")
-    (tmp_path / "mnist_pgd.safetensors").write_bytes(b"nothing")
+def test_weights_of_another_network_are_refused(monkeypatch):
+    monkeypatch.setattr(zoo, "file_name", lambda _: "mnist_mlp.safetensors")
     with pytest.raises(ValueError, match="holds no weights of pgd"):
         zoo.load("pgd")
 
@@ -864,7 +862,7 @@ def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
 def test_networks_are_as_accurate_as_their_files_say(name, real_mnist):
     images, labels = zoo.tensors(real_mnist.test)
     wrong = attacks.fooled(zoo.load(name), images, labels).sum().item()
-    assert abs((10_000 - wrong) / 10_000 - float(zoo.about(name)["test_accuracy"])) <= 2e-4
+    assert abs((10_000 - wrong) / 10_000 - float(zoo.card(name)["test_accuracy"])) <= 2e-4
 
 
 def test_stand_ins_train_nothing_that_is_shipped():

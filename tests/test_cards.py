@@ -11,6 +11,7 @@ import pytest
 
 from recipes import cards
 from recipes.data import DatasetUnavailable, load
+from recipes.files import between_marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def test_a_card_is_never_written_from_stand_ins(monkeypatch, tmp_path):
 
 def test_the_readme_holds_the_table_of_the_committed_cards(root):
     text = (root / "README.md").read_text("utf-8")
-    assert cards.readme_with_table(text) == text, "run `python -m recipes.cards`"
+    assert between_marks(text, cards.BEGIN, cards.END, cards.table()) == text, "run `python -m recipes.cards`"
 
 
 def test_every_committed_card_was_made_from_real_data_and_says_on_what():
@@ -127,7 +128,7 @@ def test_every_committed_card_fits_the_data_at_hand():
 
 def test_a_readme_without_its_marks_is_refused():
     with pytest.raises(ValueError, match="results: written by"):
-        cards.readme_with_table("# Title")
+        between_marks("# Title", cards.BEGIN, cards.END, "")
 
 
 def test_a_stopwatch_counts_wall_and_cpu():

@@ -934,14 +934,17 @@ def few_features(monkeypatch):
     scattering.prepared.cache_clear()
 
 
-def test_features_come_from_each_image_alone_and_a_classifier_is_written_with_them(few_features, tmp_path):
+def test_features_come_from_each_image_alone_and_a_classifier_is_written_with_them(
+    few_features, empty_models
+):
     images = data.load("mnist", "embedded").test.images[:20].copy()
     before = scattering.features(images, "mnist")
     network = scattering.classifier()
     torch.manual_seed(0)
     nn.init.normal_(network.weight)
-    path = tmp_path / "classifier.safetensors"
-    scattering.write(path, network, "mnist", {"about": "it"})
+    scattering.write(network, "mnist", 1, {"about": "it"})
+    path = scattering.shipped_path("mnist", 1)
+    assert path.parent == empty_models
     expected = network(before).detach().numpy()
     np.testing.assert_allclose(
         scattering.predict(scattering.scattered(images), path), expected, rtol=1e-3, atol=1e-2
@@ -973,7 +976,7 @@ def test_shipped_classifiers_are_as_accurate_and_as_private_as_they_say(name):
             about = file.metadata()
         stated = float(re.match(r"\(([0-9.]+), 1e-05\)", about["statement"])[1])
         assert 0.9 * target < stated <= target
-        assert about["data"] == dataset.digest()
+        assert about["data"] == f"{name} {dataset.digest()}"
         found = scattering.predict(features, path).argmax(1) == dataset.test.labels[:1000]
         claimed = float(about["test_accuracy"])
         assert abs(found.mean() - claimed) < 4 * math.sqrt(claimed * (1 - claimed) / 1000)

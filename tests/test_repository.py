@@ -125,7 +125,7 @@ def test_help_is_the_default_and_lists_every_target(bare):
         "recipe-1-flower",
         "notebooks",
     ]
-    for target in [*targets, "test", "lint", "bench", "site", "lock", "clean"]:
+    for target in [*targets, "test", "lint", "models", "bench", "site", "lock", "clean"]:
         assert re.search(rf"^{target} +\S", said, re.MULTILINE), target
     assert not (bare / ".venv").exists()
 

@@ -6,18 +6,16 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes import analysis_by_synthesis, data, training
+from recipes import analysis_by_synthesis, data, training, weights
 from recipes.adversarial_robustness import defences, networks
 from recipes.analysis_by_synthesis import AnalysisBySynthesis
-from recipes.files import shipped, written_whole
 
 
 @dataclass(frozen=True)
@@ -117,32 +115,35 @@ ENTRIES = {
 """By name."""
 
 
-def path(name: str) -> Path:
-    """Where a network's weights are."""
-    return shipped("models", f"mnist_{name}.safetensors")
+def file_name(name: str) -> str:
+    """Of a network's weights, in `models`."""
+    return f"mnist_{name}.safetensors"
+
+
+def command(name: str) -> str:
+    """What trains a network anew."""
+    return f"python -m recipes.adversarial_robustness --train {name}"
+
+
+def card(name: str) -> dict[str, str]:
+    """What the training wrote beside the weights."""
+    return weights.read_card(file_name(name))
 
 
 def load(name: str) -> nn.Module:
     """A network that comes with the recipe, in evaluation mode.
 
     Raises:
-        FileNotFoundError: its weights are not there.
-        ValueError: the file is none of this network's.
+        WeightsDamaged: its weights are missing or damaged.
+        ValueError: they are of another network.
     """
     network = ENTRIES[name].build()
     try:
-        with safe_open(path(name), "pt") as file:
-            network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        network.load_state_dict(load_file(weights.checked(file_name(name), command(name))))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path(name)} holds no weights of {name}: {error}") from error
+        raise ValueError(f"models/{file_name(name)} holds no weights of {name}: {error}") from error
     network = network.to(memory_format=torch.channels_last)  # convolutions run faster so
     return network.requires_grad_(False).eval()
-
-
-def about(name: str) -> dict[str, str]:
-    """What the training wrote beside the weights."""
-    with safe_open(path(name), "pt") as file:
-        return file.metadata()
 
 
 def train(name: str, dataset: data.Dataset, seed: int = 0) -> nn.Module:
@@ -157,20 +158,10 @@ def train(name: str, dataset: data.Dataset, seed: int = 0) -> nn.Module:
         )
     begin = time.process_time()
     network = ENTRIES[name].train(dataset.train, seed).requires_grad_(False).eval()
-    _write(name, network, dataset, seed, time.process_time() - begin)
-    return network
-
-
-def _write(name: str, network: nn.Module, dataset: data.Dataset, seed: int, seconds: float) -> None:
+    seconds = time.process_time() - begin
     images = data.channels_first(data.scale(dataset.test.images))
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    note = {
-        "about": ENTRIES[name].about,
-        "data": f"{dataset.name} {dataset.digest()}",
-        "seed": str(seed),
-        "test_accuracy": f"{training.accuracy(network, images, dataset.test.labels):.4f}",
-        "cpu_seconds": f"{seconds:.0f}",
-        "command": f"python -m recipes.adversarial_robustness --train {name}",
-    }
-    with written_whole(path(name)) as temporary:
-        save_file(weights, temporary, note)
+    accuracy = training.accuracy(network, images, dataset.test.labels)
+    figures = {"test_accuracy": f"{accuracy:.4f}", "cpu_seconds": f"{seconds:.0f}"}
+    note = weights.card(ENTRIES[name].about, dataset, seed, command(name), **figures)
+    weights.write(file_name(name), {key: value.numpy() for key, value in network.state_dict().items()}, note)
+    return network

@@ -26,15 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from recipes import data
+from recipes import data, weights
 from recipes.dp_sgd import accounting, networks
 from recipes.dp_sgd.training import Settings, Trainer
-from recipes.files import shipped, written_whole
 from recipes.training import accuracy
 
 GROUPS, KEPT = 27, 1000
@@ -129,18 +128,31 @@ TARGETS = (1, 3)
 """Epsilons of the classifiers that come with the recipe, for each data set."""
 
 
+COMMAND = "python -m recipes.dp_sgd --train"
+"""What trains them anew."""
+
+
+def file_name(name: data.Name, target_epsilon: int) -> str:
+    """Of a classifier that comes with the recipe, in `models`."""
+    return f"{name.replace('-', '_')}_epsilon_{target_epsilon}.safetensors"
+
+
 def shipped_path(name: data.Name, target_epsilon: int) -> Path:
-    """The file of a classifier that comes with the recipe."""
-    return shipped("models", f"{name.replace('-', '_')}_epsilon_{target_epsilon}.safetensors")
+    """The path of a classifier that comes with the recipe.
+
+    Raises:
+        WeightsDamaged: it is missing or damaged.
+    """
+    return weights.checked(file_name(name, target_epsilon), COMMAND)
 
 
-def write(path: Path, network: nn.Linear, name: data.Name, about: dict[str, str]) -> None:
+def write(network: nn.Linear, name: data.Name, target_epsilon: int, card: dict[str, str]) -> None:
     """Write a classifier as one of normalised scattering features: `[10, 3969]` and `[10]`."""
     mean, directions = preconditioner(name)
-    weight = (directions @ network.weight.detach().T).T.contiguous()
+    weight = (directions @ network.weight.detach().T).T
     bias = network.bias.detach() - weight @ mean
-    with written_whole(path) as temporary:
-        save_file({"weight": weight, "bias": bias}, temporary, about)
+    tensors = {"weight": weight.numpy(), "bias": bias.numpy()}
+    weights.write(file_name(name, target_epsilon), tensors, card)
 
 
 def scattered(images: np.ndarray) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from recipes.data import Source
@@ -12,6 +12,8 @@ Optimiser = Literal["adam", "sgd", "adadelta", "adagrad", "momentum", "rmsprop"]
 RECORDS, STAND_INS = 50_000, 400
 """All training images of CIFAR-100, a half of which each network is trained on; and of stand-ins."""
 REFERENCES = 8
+COMMAND = "python -m recipes.membership_inference --train --data real"
+"""What trains anew the networks that come with the recipe, and makes the scores of slow attacks."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Config:
     what the first was not. The regularised and the private target have half as many, in whole pairs. None:
     8, or 4 on stand-ins."""
     train: bool = False
-    """Train all networks here, also those that come with the recipe: 50,000 real images, seed 0, 8
-    references, epsilon 8. What is trained is kept in the cache folder, so that a run that was stopped goes
+    """Train the networks that come with the recipe anew, on real images, and write them to models/ when all
+    are done and attacked. Until then they are kept in the cache folder, so that a run that was stopped goes
     on."""
     known_share: float = 0.2
     """The share of members, and of non-members, that the attacker knows to be so. Only the article's attack
@@ -72,6 +74,12 @@ class Config:
             raise ValueError(
                 f"references must be an even number, as they are trained in pairs, not {self.references}"
             )
+        if self.train and replace(self, train=False, data="auto", report="") != Config():
+            raise ValueError(
+                "train makes the networks that come with the recipe: of all flags it goes with report only"
+            )
+        if self.train and self.data == "embedded":
+            raise ValueError("train needs the real data: the networks that are shipped are of real images")
         if not 0 < self.known_share < 1:
             raise ValueError(f"known_share must be between 0 and 1, not {self.known_share}")
         for name, least in (("records", 400), ("attack_epochs", 1)):
@@ -99,7 +107,7 @@ class Config:
 
 
 FULL = Config(train=True)
-"""All networks trained here."""
+"""All networks trained anew."""
 
 
 @dataclass(frozen=True)

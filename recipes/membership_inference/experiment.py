@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from recipes import data
 from recipes.membership_inference.config import FULL, Config, Kind
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def run(config: Config) -> Result:
     result = collect(images, trained, audits)
     if config.report:
         page.write(Path(config.report), result)
+    if config.train:
+        targets.ship(data.load("cifar-100", "real"), config.seed)
     return result
 
 

@@ -13,7 +13,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from recipes import weights
 from recipes.files import written_whole
+from recipes.membership_inference.config import COMMAND
 
 VERSION = 1
 """Of the attacks whose scores are kept: whoever changes what comes of them adds one."""
@@ -41,7 +43,7 @@ class Kept:
         """
         name = self._file_name(attack, settings)
         for folder in self.folders:
-            if (folder / name).exists():
+            if weights.is_there(folder / name, COMMAND):
                 return _read(folder / name)
         begin = time.process_time()
         made = make()

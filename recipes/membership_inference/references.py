@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from recipes import training
+from recipes import training, weights
 from recipes.files import written_whole
 from recipes.membership_inference import attacks, posterior
-from recipes.membership_inference.config import Training
+from recipes.membership_inference.config import COMMAND, Training
 from recipes.membership_inference.fitting import Examples, Fit, fit
 
 VERSION = 1
@@ -253,7 +253,7 @@ def _write(path: Path, trained: Trained) -> None:
 
 def _found(job: Job, folders: Sequence[Path]) -> Trained | None:
     for folder in folders:
-        if (folder / job.file_name).exists():
+        if weights.is_there(folder / job.file_name, COMMAND):
             return _read(folder / job.file_name, job)
     return None
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from recipes import data
-from recipes.files import shipped
-from recipes.membership_inference.config import RECORDS, REFERENCES, STAND_INS, Config, Kind, Training
+from recipes import data, weights
+from recipes.membership_inference.config import (
+    COMMAND,
+    RECORDS,
+    REFERENCES,
+    STAND_INS,
+    Config,
+    Kind,
+    Training,
+)
 from recipes.membership_inference.fitting import Examples
 from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.networks import alexnet
@@ -23,6 +32,8 @@ TRAININGS: dict[Kind, Training] = {
     "regularised": Training(epochs=12, weight_decay=3e-3, augment=True, patience=3),
     "private": Training(epochs=4, batch=512, learning_rate=0.2, epsilon=8.0),
 }
+SHIPPED = "membership_inference"
+"""Their folder in `models`."""
 KEPT = 1_000
 """Test images that early stopping looks at; the others are the population."""
 
@@ -114,11 +125,15 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
         images: what to train on.
         config: how many references: those of the over-fitted target, of the others half as many.
     """
+    if config.train and images.source != "real":
+        raise ValueError("train needs the real CIFAR-100: the networks that come with the recipe are of it")
     jobs = {kind: _jobs(kind, images, config) for kind in kinds}
-    cache, come = data.cache_folder() / "membership_inference", shipped("models", "membership_inference")
-    folders = [cache] if config.train else [come, cache]
+    cache = data.cache_folder() / "membership_inference"
+    folders = [anew()] if config.train else [weights.path_of(SHIPPED), cache]
     wanted = [job for kind in kinds for job in jobs[kind]]
-    missing = sum(not any((folder / job.file_name).exists() for folder in folders) for job in wanted)
+    missing = sum(
+        not any(weights.is_there(folder / job.file_name, COMMAND) for folder in folders) for job in wanted
+    )
     if missing and len(images.member) >= 10_000:
         print(f"training {missing} networks, about 8 CPU minutes each on 25,000 images", file=sys.stderr)
     everything = iter(train_all(wanted, folders))
@@ -132,6 +147,19 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
         network.requires_grad_(False).eval()
         found[kind] = Target(network, jobs[kind][0].plan, target, references, kept)
     return found
+
+
+def anew() -> Path:
+    """Where networks wait that are to come with the recipe."""
+    return data.cache_folder() / "membership_inference_anew"
+
+
+def ship(dataset: data.Dataset, seed: int) -> None:
+    """Put what waits in `anew` into `models`, in place of what was there."""
+    about = "a network's answers, or an attack's scores"
+    card = weights.card(about, dataset, seed, COMMAND)
+    weights.move_in(SHIPPED, sorted(anew().glob("*.safetensors")), card)
+    shutil.rmtree(anew())
 
 
 def _jobs(kind: Kind, images: Pool, config: Config) -> list[Job]:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes import data, training
-from recipes.files import shipped, written_whole
+from recipes import data, training, weights
 
 SHIPPED = "models/mnist_mlp.safetensors"
 """The network that comes with the recipe, as its `Config` names it."""
+COMMAND = "python -m recipes.private_prediction --train"
+"""What trains it anew."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read(path: Path | str) -> list[Layer]:
         ValueError: the file holds something other than such a network.
         OSError: there is no such file.
     """
-    path = shipped("models", Path(path).name) if str(path) == SHIPPED else Path(path)
+    path = weights.checked(Path(path).name, COMMAND) if str(path) == SHIPPED else Path(path)
     tensors = _tensors(path)
     try:
         if path.suffix == ".safetensors":
@@ -219,12 +220,9 @@ def train(source: data.Source, seed: int = 0, epochs: int = 12) -> tuple[list[La
     return layers, training.accuracy(network, test_images, mnist.test.labels)
 
 
-def write(path: Path, layers: Sequence[Layer], about: Mapping[str, str]) -> None:
-    """Write layers as `fc1.weight`, `fc1.bias`, … to a safetensors file, with a note of what they are."""
-    from safetensors.numpy import save_file
-
+def write(layers: Sequence[Layer], card: Mapping[str, str]) -> None:
+    """Write layers, as `fc1.weight`, `fc1.bias`, …, in place of the network that comes with the recipe."""
     tensors = {}
     for number, layer in enumerate(layers, 1):
         tensors |= {f"fc{number}.weight": layer.weight, f"fc{number}.bias": layer.bias}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(about))
+    weights.write(Path(SHIPPED).name, tensors, card)

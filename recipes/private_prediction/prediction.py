@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -308,8 +307,7 @@ def _train(config: Config) -> None:
     Raises:
         ValueError: only stand-ins are at hand; the network that is shipped is one of real digits.
     """
-    from recipes import cards
-    from recipes.files import shipped
+    from recipes import cards, weights
 
     mnist = data.load("mnist", config.data)
     if mnist.source != "real":
@@ -318,14 +316,8 @@ def _train(config: Config) -> None:
         )
     with cards.Stopwatch() as watch:
         layers, accuracy = mlp.train("real")
-    about = {
-        "network": "784-500-10, ReLU, of MNIST pixels in [0, 1]",
-        "test_accuracy": f"{accuracy:.4f}",
-        "data": mnist.digest(),
-        "cpu_seconds": f"{watch.cpu:.0f}",
-        "command": "python -m recipes.private_prediction --train",
-    }
-    mlp.write(shipped("models", Path(mlp.SHIPPED).name), layers, about)
+    figures = {"test_accuracy": f"{accuracy:.4f}", "cpu_seconds": f"{watch.cpu:.0f}"}
+    mlp.write(layers, weights.card("784-500-10, ReLU, of pixels in [0, 1]", mnist, 0, mlp.COMMAND, **figures))
 
 
 def main() -> None:
