@@ -3,7 +3,7 @@
 A card, `models/<recipe>.json`, is written by the recipe itself (`python -m recipes.NAME --card`)
 on real data. For every experiment it holds the config, the data's digest, the seeds, each metric's
 mean and standard deviation over the seeds, and wall and CPU seconds; and the environment, once.
-The table in README.md is made from the cards: `python -m recipes.cards` rewrites it.
+The tables in README.md and models/README.md are made from the cards: `python -m recipes.cards` rewrites them.
 """
 
 from __future__ import annotations
@@ -247,13 +247,19 @@ def read() -> list[dict[str, Any]]:
     return sorted(cards, key=lambda card: card["number"])
 
 
-def table() -> str:
-    """The README's results table, in Markdown."""
+def table(compared: bool = False) -> str:
+    """The results of all cards, in Markdown.
+
+    Args:
+        compared: only those that stand beside a figure of the source or of a paper, as in README.md.
+    """
     rows = ["| experiment | command | measured here | source | elsewhere | time |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     for card in read():
         rows.append(f"| **{card['number']}. {card['question']}** | | | | | |")
         for experiment in card["experiments"]:
+            if compared and not (experiment["source"] or experiment["published"]):
+                continue
             runs = len(experiment["seeds"])
             figures = [
                 _shown(name, experiment["metrics"][name], runs)
@@ -272,9 +278,6 @@ def table() -> str:
                 f"{_rounded(experiment['wall_seconds'] / runs)} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
-        for peer, ratios in card.get("benchmark", {}).get("ratios", {}).items():
-            speeds = ", ".join(f"{name} **{_rounded(ratio)}** ×" for name, ratio in ratios.items())
-            rows.append(f"| speed beside {peer} | `make bench` | {speeds} | – | – | |")
     return "\n".join(rows)
 
 
@@ -290,11 +293,13 @@ def _rounded(ratio: float) -> str:
 
 
 def main() -> None:
-    """Rewrite the results table of README.md from the cards."""
+    """Rewrite the results tables of README.md and models/README.md from the cards."""
     from recipes import shell
 
     with shell.one_line_errors("recipes.cards"):
-        rewrite_between_marks(Path(__file__).parent.parent / "README.md", BEGIN, END, table())
+        root = Path(__file__).parent.parent
+        rewrite_between_marks(root / "README.md", BEGIN, END, table(compared=True))
+        rewrite_between_marks(root / "models" / "README.md", BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -54,13 +54,17 @@ def _without_box(call: Callable[[], Any]) -> Any:
 
 
 def _first_paragraph(box: str) -> str:
-    """The text of tyro's error box up to its first rule, in one line."""
+    """The text of tyro's error box between its title and its first rule, in one line.
+
+    Where text is ASCII there is a rule below the title, too.
+    """
     text = []
     for line in box.splitlines()[1:]:
         line = line.strip("│╭╮╰╯|+ ")
-        if line and set(line) <= {"─", "-"}:
+        if text and line and set(line) <= {"─", "-"}:
             break
-        text.append(line)
+        if not set(line) <= {"─", "-"}:
+            text.append(line)
     return " ".join(" ".join(text).split()).removeprefix("Error parsing config: ")
 
 
@@ -69,6 +73,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     """Turn exceptions into one line on stderr and an exit status; end quietly when interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
     _mend_streams()
+    _begin_again_in_utf8()
     try:
         yield
         sys.stdout.flush()
@@ -100,6 +105,14 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
         elif isinstance(getattr(sys, name), io.TextIOWrapper):
             getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _begin_again_in_utf8() -> None:
+    """Start this program again where file names are read as ASCII: TensorFlow cannot live in a folder such as
+    `für alle` there, and nothing else could name it."""
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves
 
 
 def _leave(program: str, message: str, status: int) -> None:

@@ -14,6 +14,11 @@ import pytest
 from recipes import data, weights
 
 ROOT = Path(__file__).parent.parent
+NUMBERED = [
+    *("federated_averaging", "secret_sharing", "private_prediction"),
+    *("adversarial_robustness", "dp_sgd", "membership_inference"),
+]
+"""The recipes, in order: what each of them must keep to is tested on all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,9 +98,11 @@ def test_a_card_is_never_written_from_stand_ins(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_readme_holds_the_table_of_the_committed_cards(root):
-    text = (root / "README.md").read_text("utf-8")
-    assert between_marks(text, cards.BEGIN, cards.END, cards.table()) == text, "run `python -m recipes.cards`"
+@pytest.mark.parametrize(("name", "compared"), [("README.md", True), ("models/README.md", False)])
+def test_the_readmes_hold_the_tables_of_the_committed_cards(root, name, compared):
+    text = (root / name).read_text("utf-8")
+    wanted = between_marks(text, cards.BEGIN, cards.END, cards.table(compared))
+    assert text == wanted, "run `python -m recipes.cards`"
 
 
 def test_every_committed_card_was_made_from_real_data_and_says_on_what():

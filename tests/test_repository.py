@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import NUMBERED
 from packaging.requirements import Requirement
 
 from recipes.files import check_writable, shipped, written_whole
@@ -20,10 +21,6 @@ from recipes.files import check_writable, shipped, written_whole
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-NUMBERED = [
-    *("federated_averaging", "secret_sharing", "private_prediction"),
-    *("adversarial_robustness", "dp_sgd", "membership_inference"),
-]
 SOURCES = {
     name: sorted([*(ROOT / "recipes").glob(f"{name}.py"), *(ROOT / "recipes" / name).glob("*.py")])
     for name in NUMBERED

@@ -1,0 +1,135 @@
+"""Every recipe's command line where things are as bad as they can be: one line each, and nothing half-written.
+
+One process a recipe goes through all of it, and runs the recipe once: in a folder with a space and an umlaut,
+where text is ASCII, without a display, with standard output closed, beside a disk that is full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NUMBERED
+
+SMALL = {
+    "federated_averaging": ["--no-table"],
+    "secret_sharing": [],
+    "private_prediction": ["--images", "1"],
+    "adversarial_robustness": ["--part", "scratch"],
+    "dp_sgd": ["--steps", "3", "--audit-runs", "0"],
+    "membership_inference": ["--target", "overfitted", "--references", "0"],
+}
+"""Flags that make a recipe's run a matter of seconds; a recipe that has none is run as it is."""
+
+BAD = {
+    "a flag that is none": ["--frobnicate"],
+    "a word that is none": ["--profile", "enormous"],
+    "a folder that is not there": ["--json", "nowhere/result.json"],
+    "a folder in which nothing can be written": ["--json", "/proc/result.json"],
+    "a folder in place of a file": ["--json", "."],
+    "a device": ["--plot", "/dev/full"],
+    "no kind of picture": ["--plot", "picture.txt"],
+    "one file for two things": ["--json", "same.png", "--plot", "./same.png"],
+}
+WRITTEN = ["--json", "résultat.json", "--plot", "dessin é.png"]
+FULL = {"the record on a full disk": ["--json", "full/a.json"], "the picture": ["--plot", "full/a.png"]}
+
+# Calls the command line with each of some lists of arguments; what it runs, it runs once.
+DRIVER = """
+import contextlib, importlib, io, json, os, sys
+name, calls, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+main = importlib.import_module(f"recipes.{name}").main
+module, ran = sys.modules[main.__module__], {}
+run = module.run
+def once(config):
+    if repr(config) not in ran:
+        ran[repr(config)] = run(config)
+    return ran[repr(config)]
+module.run = once
+ends = {}
+for what, arguments in calls.items():
+    sys.argv, said, status = [name, *(os.fsdecode(word.encode()) for word in arguments)], io.StringIO(), 0
+    with contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code
+    ends[what] = [status, said.getvalue()]
+with open(out, "w", encoding="utf-8") as file:
+    json.dump(ends, file)
+"""
+
+# A disk of its own, which is full, in a name space of its own, which ends with the process.
+ON_A_FULL_DISK = """
+mount -t tmpfs -o size=4k none full && head -c 4096 /dev/zero >full/filling || exit
+"$@" >&-
+status=$?
+ls -A full >left
+exit $status
+"""
+
+
+@pytest.fixture(scope="module", params=NUMBERED)
+def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
+    """What every call of a recipe's command line ended with: a status and lines of standard error."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name) / "a föreign folder"
+    shutil.copytree(root / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "datasets", folder / "datasets")
+    (folder / "models").symlink_to(root / "models")
+    (folder / "full").mkdir()
+    small = SMALL.get(name, [])
+    if name != "secret_sharing":
+        small = [*small, "--data", "embedded"]
+    calls = {**BAD, "written": [*small, *WRITTEN], **{what: [*small, *flags] for what, flags in FULL.items()}}
+    wrapped = [sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
+    environment = {key: os.environ[key] for key in ("HOME", "PATH", "OMP_NUM_THREADS") if key in os.environ}
+    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    apart = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*apart, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk that is full")
+    arguments = [*apart, ON_A_FULL_DISK, "sh", *wrapped]
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads((folder / "ends.json").read_text("utf-8"))
+    return {what: (status, said.splitlines()) for what, (status, said) in found.items()} | {"folder": folder}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line_and_status_2(ends, what):
+    status, lines = ends[what]
+    assert status == 2
+    assert len(lines) == 1
+    assert len(lines[0].partition(": ")[2]) > 20
+
+
+def test_without_utf8_display_or_standard_output_a_run_still_writes_what_it_should(ends):
+    status, lines = ends["written"]
+    assert (status, [line for line in lines if "Traceback" in line]) == (0, [])
+    folder: Path = ends["folder"]
+    record = json.loads((folder / "résultat.json").read_text("utf-8"))
+    assert {"config", "result", "environment", "seconds"} <= set(record)
+    assert (folder / "dessin é.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_is_one_line_and_status_1(ends, what):
+    status, lines = ends[what]
+    assert status == 1
+    assert lines[-1].endswith("No space left on device")
+    assert len([line for line in lines if line.startswith("recipes.")]) == 1
+
+
+def test_nothing_half_written_is_left(ends):
+    folder: Path = ends["folder"]
+    assert (folder / "left").read_text().split() == ["filling"]
+    here = {path.name for path in folder.iterdir()}
+    assert here - {"recipes", "datasets", "models", "full", "left", "ends.json"} == {
+        "résultat.json",
+        "dessin é.png",
+    }
