@@ -20,6 +20,7 @@
 
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
+ROUNDS = 20  # with a hundred clients
 
 # %%
 import dataclasses
@@ -347,7 +348,7 @@ print(f"all three images back to 0.001 a pixel: {max(errors) < 1e-3}")
 # never both. Here 3 of the 10 in each round are lost:
 
 # %%
-small = dataclasses.replace(many, partition="iid", rounds=20)
+small = dataclasses.replace(many, partition="iid", rounds=ROUNDS)
 plain = fa.run(small)
 secure = fa.run(dataclasses.replace(small, secure=True, dropouts=3))
 print(f"{'':10} {'accuracy':>8} {'bytes up':>9} {'images from one change':>22}")
@@ -399,7 +400,7 @@ print(f"and {rounded_up(both.epsilon_against_server)} against the server")
 # nearest neighbours (*Krum*).
 
 # %%
-hostile = dataclasses.replace(small, poison="signs", hostile=20, rounds=20)
+hostile = dataclasses.replace(small, poison="signs", hostile=20)
 ways = ["mean", "median", "trimmed-mean", "krum"]
 print(f"{'20 hostile of 100':24}" + "".join(f"{way:>14}" for way in ways))
 for kind, poison in itertools.product(["iid", "shards"], ["labels", "signs"]):

@@ -24,6 +24,7 @@
 
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
+ATTACKED = 100  # images that the defences are attacked on
 
 # %%
 import matplotlib.pyplot as plt
@@ -230,7 +231,7 @@ for epsilon in (0.1, 0.2, 0.3, 0.4):
     print(f"epsilon {epsilon}: the label is ahead by at least {-worst:8.2f}: {verdict}")
 
 # %%
-holds = ar.run(ar.Config(data=DATA, part="defences", attacked=100))
+holds = ar.run(ar.Config(data=DATA, part="defences", attacked=ATTACKED))
 print(ar.describe(holds))
 
 # %% alt="Robust accuracy over epsilon of four trained defences, and what is proved of one"

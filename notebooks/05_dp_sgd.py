@@ -27,6 +27,10 @@
 
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
+STEPS = 240  # of a training: an epoch in batches of 250
+RUNS = 1000  # trainings that an audit is made of
+SEEDS = 2  # of which the outlier is shown
+IMAGES = 10_000  # of each test set, to classify
 
 # %%
 import dataclasses
@@ -110,7 +114,7 @@ print(f"the sum of 250 clipped gradients has length {signal:.0f}, the noise {len
 # probability 250/60,000, whatever else is in it. The chapter shuffles.
 
 # %%
-how = dp_sgd.Settings(steps=240, batch=250, clip=1.0, noise_multiplier=1.1, learning_rate=0.15, seed=0)
+how = dp_sgd.Settings(steps=STEPS, batch=250, clip=1.0, noise_multiplier=1.1, learning_rate=0.15, seed=0)
 network = networks.chapter(networks.initial_weights(seed=0))
 ledger = dp_sgd.Trainer(network, images, labels, how).run()
 test = networks.images(data.test.images), networks.labels(data.test.labels)
@@ -214,7 +218,7 @@ plt.show()
 
 # %%
 attack = dp_sgd.Attack()  # 2 steps, noise 1.1, each of 8 examples in a batch with probability 1/2
-bound = dp_sgd.many_runs(attack, runs=1000)
+bound = dp_sgd.many_runs(attack, runs=RUNS)
 print(f"stated: epsilon {bound.stated:.2f} at delta 1e-5")
 print(
     f"shown:  at least {bound.this_mechanism:.2f}, if the mechanism is the stated one with an unknown noise"
@@ -225,7 +229,7 @@ print(f"        at least {bound.any_mechanism:.2f}, whatever it is   (95 % confi
 plt.figure(figsize=(5, 5))
 plt.fill_between(*bound.allowed.T, 1, color="C3", alpha=0.12, label="ruled out by the stated mechanism")
 plt.plot(*bound.allowed.T, "C3", linewidth=1)
-plt.plot(*bound.points.T, label="the attacker, 1,500 trainings")
+plt.plot(*bound.points.T, label=f"the attacker, {bound.trials:,} trainings")
 plt.plot((0, 1), (0, 1), ":", color="grey", label="guessing")
 plt.xlabel("false positive rate")
 plt.ylabel("true positive rate")
@@ -260,7 +264,7 @@ print(f"        at least {one.any_mechanism:.2f}, whatever it is")
 
 # %%
 for name, (parts, where) in dp_sgd.planted().items():
-    found = dp_sgd.many_runs(where, 1000, parts)
+    found = dp_sgd.many_runs(where, RUNS, parts)
     verdict = "found out" if found.found_out else "NOT FOUND"
     shown = f"{found.this_mechanism:5.2f}, {found.any_mechanism:4.2f}"
     print(f"{name:<27} stated {found.stated:4.2f}, shown at least {shown}: {verdict}")
@@ -322,7 +326,7 @@ plt.show()
 # privacy and without, from two seeds. How probable is a 3, they are asked, for the dots?
 
 # %% alt="Marked images change plain SGD's answer; trained by DP-SGD, the network does not notice"
-odd = lesson.outlier(data, delta=1e-5, seeds=2)
+odd = lesson.outlier(data, delta=1e-5, seeds=SEEDS)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
 for panel, pairs, right in zip(axes, (odd.plain, odd.private), (odd.plain_accuracy, odd.private_accuracy),
                                strict=True):  # fmt: skip
@@ -348,11 +352,11 @@ plt.show()
 
 # %%
 for name in ("mnist", "fashion-mnist"):
-    test_images = load(name, DATA).test
-    features = scattering.scattered(test_images.images)
+    test = load(name, DATA).test
+    features = scattering.scattered(test.images[:IMAGES])
     for target in scattering.TARGETS:
         logits = scattering.predict(features, scattering.shipped_path(name, target))
-        right = np.mean(logits.argmax(1) == test_images.labels)
+        right = np.mean(logits.argmax(1) == test.labels[:IMAGES])
         print(f"{name:<14} epsilon at most {target}: {right:.2%} of {len(logits):,} test images right")
 
 # %% [markdown]

@@ -45,14 +45,19 @@ def read(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(notebook: nbformat.NotebookNode, data: str) -> None:
-    """Run a notebook from top to bottom; `data` replaces its one cell tagged `parameters`.
+def execute(notebook: nbformat.NotebookNode, data: str, **others: int) -> None:
+    """Run a notebook from top to bottom, with `DATA` and other names of its cell tagged `parameters` set.
 
     Raises:
         CellExecutionError: a cell failed.
+        ValueError: the cell has no such name.
     """
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.tags]
-    source, parameters.source = parameters.source, f"DATA = {data!r}"
+    source = parameters.source
+    for name, value in {"DATA": data, **others}.items():
+        if f"\n{name} = " not in f"\n{source}":
+            raise ValueError(f"the notebook has no parameter {name}")
+        parameters.source += f"\n{name} = {value!r}"
     os.environ["TQDM_DISABLE"] = "1"  # progress bars are for people
     client = NotebookClient(
         notebook,

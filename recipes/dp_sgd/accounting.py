@@ -15,8 +15,9 @@ anything that is made of them: the last weights, an average, or every one of the
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Accountant = Literal["rdp", "pld"]
 LEAST_NOISE = 0.05
 """The least noise multiplier that is accounted for, but for none at all."""
+MOST_NOISE = 1e4
+"""The most that is looked for."""
+_HALVINGS = 14
+"""Of the ratio of the two, until it is a thousandth."""
 
 
 @dataclass
@@ -139,15 +144,43 @@ def noise_for(
     check_delta(delta)
     if not 0 < target_epsilon < math.inf:
         raise ValueError(f"target_epsilon must be a number above 0, not {target_epsilon}")
-    low, high = LEAST_NOISE, 1e4
-    if not epsilon(probability, high, steps, delta, accountant) <= target_epsilon:
-        raise ValueError(f"target_epsilon {target_epsilon:g} would take a noise multiplier above {high:g}")
-    while high > 1.001 * low:
+    if not epsilon(probability, MOST_NOISE, steps, delta, accountant) <= target_epsilon:
+        raise ValueError(
+            f"target_epsilon {target_epsilon:g} would take a noise multiplier above {MOST_NOISE:g}"
+        )
+
+    def excess(place: int, accountant: Accountant) -> float:
+        found = epsilon(probability, _noise_at(place), steps, delta, accountant)
+        return min(max(math.log(found / target_epsilon), -9.0), 9.0) if found else -9.0
+
+    last = 2**_HALVINGS
+    near = bisect.bisect_left(range(1, last), True, key=lambda place: excess(place, "rdp") <= 0) + 1
+    return _noise_at(near if accountant == "rdp" else _crossing(lambda k: excess(k, "pld"), last, near))
+
+
+def _noise_at(place: int) -> float:
+    """The noise multipliers that are tried: place 0 to 2**_HALVINGS, each a thousandth above the one before."""
+    low, high = LEAST_NOISE, MOST_NOISE
+    for halving in reversed(range(_HALVINGS)):  # so that the same place is the same number to the last bit
         middle = math.sqrt(low * high)
-        if epsilon(probability, middle, steps, delta, accountant) <= target_epsilon:
-            high = middle
-        else:
-            low = middle
+        low, high = (middle, high) if (place - 1) >> halving & 1 else (low, middle)
+    return high
+
+
+def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
+    """The first place from which on `excess`, which falls, is 0 or less; `last` is such a place.
+
+    Secants from `near`, as each value takes seconds: the logarithm of epsilon is nearly a straight line.
+    """
+    low, high, slope, place, before = 0, last, -1e-3, near, None
+    while high - low > 1:
+        place = min(max(place, low + 1), high - 1)
+        found = excess(place)
+        if before and found != before[1]:
+            slope = (found - before[1]) / (place - before[0])
+        before = place, found
+        low, high = (low, place) if found <= 0 else (place, high)
+        place -= round(found / slope) or (1 if found <= 0 else -1)
     return high
 
 

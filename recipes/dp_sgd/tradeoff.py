@@ -36,6 +36,12 @@ class Curve:
         return float(np.max(np.exp(-self.epsilons) * (true - self.deltas)).clip(0, 1))
 
 
+@lru_cache(maxsize=256)
+def _curve(noise_multiplier: float, probability: float, steps: int) -> Curve:
+    """One that several attacks on the same training ask for is worked out once."""
+    return Curve(noise_multiplier, probability, steps)
+
+
 @lru_cache(maxsize=2)  # some have millions of numbers
 def _loss(
     noise_multiplier: float, probability: float, steps: int, rounded_up: bool = True
@@ -59,11 +65,11 @@ def least_epsilon(ledger: Ledger, delta: float, contradicted: Callable[[Curve], 
     """
     probability = ledger.batch / ledger.examples
     low, high = ledger.noise_multiplier / 8, ledger.noise_multiplier * 8
-    if not contradicted(Curve(high, probability, ledger.steps)):
+    if not contradicted(_curve(high, probability, ledger.steps)):
         return 0.0
     while high / low > 1.005:
         middle = math.sqrt(low * high)
-        if contradicted(Curve(middle, probability, ledger.steps)):
+        if contradicted(_curve(middle, probability, ledger.steps)):
             high = middle
         else:
             low = middle
