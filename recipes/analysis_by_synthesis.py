@@ -19,7 +19,6 @@ Status: simplified (no scale for each class is learned; 2,000 samples where the 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -27,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
+
+from recipes import progress
 
 CLASSES, LATENT = 10, 8
 LONGEST = 5.0
@@ -224,7 +224,7 @@ def train(images: Tensor, labels: Tensor, *, epochs: int = 32, seed: int = 0) ->
         labels: `[N]` int64.
     """
     network = AnalysisBySynthesis(seed=seed)
-    for label in tqdm(range(CLASSES), "ABS", unit="class", disable=not sys.stderr.isatty()):
+    for label in progress.bar(range(CLASSES), "training ABS", unit="class"):
         trained = train_decoder(images[labels == label], epochs=epochs, seed=seed * CLASSES + label)
         network.decoders[label].load_state_dict(trained.state_dict())
     return network.requires_grad_(False).eval()

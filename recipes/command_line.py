@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
-from recipes import cards, shell
+from recipes import cards, progress, shell
 from recipes.files import check_writable, written_whole
 
 Profile = Literal["quick", "full"]
@@ -61,7 +61,10 @@ def main(
         if output.card:
             print(f"wrote {cards.write(card, run)}")
             return
-        with cards.Stopwatch() as watch:
+        with (
+            cards.Stopwatch() as watch,
+            progress.bar(what=recipe.replace("_", " "), bar_format="{desc} … {elapsed}"),
+        ):
             result = run(config)
         print(describe(result), flush=True)
         if output.json:

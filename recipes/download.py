@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from recipes.formats import RECORD, Refused, idx_key, idx_shape, progress, read_cifar, read_idx, reason_of
+from recipes import progress
+from recipes.formats import RECORD, Refused, idx_key, idx_shape, read_cifar, read_idx, reason_of
 
 CONNECT_SECONDS = 3.0  # all mirrors together have this long to accept a connection
 READ_SECONDS = 10.0  # a body that sends nothing for so long is given up
@@ -175,7 +176,7 @@ def _get(url: str, body: _Body, title: str, done: queue.SimpleQueue) -> None:
     import pooch
 
     try:
-        with progress(title) as bar:
+        with progress.bytes_bar(title) as bar:  # pooch sets the total
             timeout = (CONNECT_SECONDS, READ_SECONDS)
             get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=timeout)
             get(url, body, None)

@@ -11,14 +11,14 @@ import gzip
 import hashlib
 import io
 import lzma
-import sys
 import tarfile
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
-from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
+
+from recipes import progress
 
 RECORD = 3074  # bytes of a CIFAR-100 record: coarse label, fine label, 32 x 32 pixels of 3 channels
 
@@ -88,7 +88,7 @@ def unpack(body: bytes, most: int, what: str) -> bytes:
     if body[:2] not in kinds:
         return body
     try:
-        with progress(f"unpacking {what}", len(body)) as bar:
+        with progress.bytes_bar(f"unpacking {what}", len(body)) as bar:
             stream = CallbackIOWrapper(bar.update, io.BytesIO(body))
             return kinds[body[:2]](stream).read(most + 1)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -138,12 +138,6 @@ def digests_match(arrays: Mapping[str, np.ndarray], spec: Mapping) -> dict[str, 
 def _check(found: str, expected: str, what: str) -> None:
     if found != expected:
         raise Refused(f"{what}: wrong bytes (SHA-256 {found[:12]}…, expected {expected[:12]}…)")
-
-
-def progress(title: str, total: int = 1) -> tqdm:
-    """A progress bar of bytes, on a terminal only; pooch sets the total of a download."""
-    quiet = not sys.stderr.isatty()
-    return tqdm(desc=title, total=total, unit="B", unit_scale=True, delay=1, disable=quiet)
 
 
 def reason_of(error: Exception) -> str:

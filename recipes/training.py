@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from tqdm import tqdm
+
+from recipes import progress
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def train(
     network.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for _ in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
+        for _ in progress.bar(range(epochs), "training", unit="epoch"):
             for batch in batches(torch.randperm(len(inputs), generator=generator), batch_size):
                 seen = augment(inputs[batch]) if augment else inputs[batch]
                 stepper.zero_grad()

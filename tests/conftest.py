@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
+# As many tests run at once as there are cores. Numba, which galois uses, sets the number for PyTorch, too.
+for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every recipe's command line where things are as bad as they can be: one line each, and nothing half-written.
+"""Every recipe's command line where things are as bad as they can be: one line, and nothing half-written.
 
 One process a recipe goes through all of it, and runs the recipe once: in a folder with a space and an umlaut,
 where text is ASCII, without a display, with standard output closed, beside a disk that is full.
@@ -6,6 +6,7 @@ where text is ASCII, without a display, with standard output closed, beside a di
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -18,7 +19,6 @@ from conftest import NUMBERED
 
 SMALL = {
     "federated_averaging": ["--no-table"],
-    "secret_sharing": [],
     "private_prediction": ["--images", "1"],
     "adversarial_robustness": ["--part", "scratch"],
     "dp_sgd": ["--steps", "3", "--audit-runs", "0"],
@@ -84,7 +84,7 @@ def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
     (folder / "models").symlink_to(root / "models")
     (folder / "full").mkdir()
     small = SMALL.get(name, [])
-    if name != "secret_sharing":
+    if "data" in importlib.import_module(f"recipes.{name}").Config.__dataclass_fields__:
         small = [*small, "--data", "embedded"]
     calls = {**BAD, "written": [*small, *WRITTEN], **{what: [*small, *flags] for what, flags in FULL.items()}}
     wrapped = [sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
@@ -110,7 +110,7 @@ def test_bad_input_is_one_line_and_status_2(ends, what):
 
 def test_without_utf8_display_or_standard_output_a_run_still_writes_what_it_should(ends):
     status, lines = ends["written"]
-    assert (status, [line for line in lines if "Traceback" in line]) == (0, [])
+    assert (status, lines) == (0, [])  # not even a progress bar, where nobody looks
     folder: Path = ends["folder"]
     record = json.loads((folder / "résultat.json").read_text("utf-8"))
     assert {"config", "result", "environment", "seconds"} <= set(record)

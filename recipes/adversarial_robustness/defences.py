@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from recipes import progress
 from recipes.adversarial_robustness import attacks, bounds
 
 
@@ -65,10 +64,10 @@ def adversarial_training(
     best, most = average, -1.0  # kept with one step only
     steps_an_epoch = len(images) // batch
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
-    for progress, places in _batches(len(images), batch, epochs, seed):
-        shrunk = min(1, progress / ball_grows_until) if ball_grows_until else 1
+    for passed, places in _batches(len(images), batch, epochs, seed):
+        shrunk = min(1, passed / ball_grows_until) if ball_grows_until else 1
         radius = epsilon * shrunk
-        _set_rate(optimiser, learning_rate * _rate(progress, rises_until, falls_from))
+        _set_rate(optimiser, learning_rate * _rate(passed, rises_until, falls_from))
         x, y = images[places], labels[places]
         moved = x + attacks.noise(x, radius, "linf", generator)
         if steps > 1:  # one step starts beyond black and white, too, as its authors have it
@@ -79,7 +78,7 @@ def adversarial_training(
                 moved = attacks.project(moved + step_size * shrunk * slope.sign(), x, radius, "linf")
         loss = functional.cross_entropy(network(moved), y)
         _step(optimiser, loss)
-        step = round(progress * epochs * steps_an_epoch)
+        step = round(passed * epochs * steps_an_epoch)
         _follow(average, network, step)
         if steps == 1 and step % steps_an_epoch == steps_an_epoch - 1:
             some, truth = images[:1000], labels[:1000]
@@ -123,9 +122,9 @@ def interval_training(
         _draw_weights(network, seed)
     network.train()
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
-    for progress, places in _batches(len(images), batch, epochs, seed):
-        radius = epsilon * (min(1, progress / warmup) if warmup else 1)
-        _set_rate(optimiser, learning_rate * _rate(progress, 0.01, 1.2 * warmup))
+    for passed, places in _batches(len(images), batch, epochs, seed):
+        radius = epsilon * (min(1, passed / warmup) if warmup else 1)
+        _set_rate(optimiser, learning_rate * _rate(passed, 0.01, 1.2 * warmup))
         worst = bounds.margins(network, images[places], labels[places], radius)
         _step(optimiser, functional.cross_entropy(worst, labels[places]))
     return network.eval()
@@ -149,17 +148,17 @@ def _batches(examples: int, batch: int, epochs: int, seed: int) -> Iterator[tupl
     steps = examples // batch
     if not steps:
         raise ValueError(f"{examples} examples are fewer than a batch of {batch}")
-    for epoch in tqdm(range(epochs), "training", unit="epoch", disable=not sys.stderr.isatty()):
+    for epoch in progress.bar(range(epochs), "training", unit="epoch"):
         order = torch.randperm(examples, generator=generator)[: steps * batch]
         for step, places in enumerate(order.split(batch)):
             yield (epoch + step / steps) / epochs, places
 
 
-def _rate(progress: float, rises_until: float, falls_from: float) -> float:
+def _rate(passed: float, rises_until: float, falls_from: float) -> float:
     """Share of the learning rate: it rises, stays, and falls, from a hundredth and to a hundredth."""
-    if progress < falls_from:
-        return min(1.0, 0.01 + progress / rises_until)
-    return max(0.01, (1 - progress) / (1 - falls_from))
+    if passed < falls_from:
+        return min(1.0, 0.01 + passed / rises_until)
+    return max(0.01, (1 - passed) / (1 - falls_from))
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes import data
+from recipes import data, progress
 from recipes.adversarial_robustness.config import Config
 from recipes.adversarial_robustness.results import (
     AUTOATTACKED,
@@ -101,6 +101,9 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
         ):
             futures = [pool.submit(function, *arguments) for function, arguments in jobs]
             try:
+                done = as_completed(futures)
+                for future in progress.bar(done, "attacks and proofs", unit="part", total=len(futures)):
+                    future.result()
                 return [future.result() for future in futures]
             except BrokenProcessPool as error:
                 raise ChildProcessError("a process was killed, perhaps for lack of memory") from error

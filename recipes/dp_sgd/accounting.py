@@ -159,7 +159,7 @@ def noise_for(
 
 
 def _noise_at(place: int) -> float:
-    """The noise multipliers that are tried: place 0 to 2**_HALVINGS, each a thousandth above the one before."""
+    """The noise multipliers that are tried, at places 1 to 2**_HALVINGS: each a thousandth above the last."""
     low, high = LEAST_NOISE, MOST_NOISE
     for halving in reversed(range(_HALVINGS)):  # so that the same place is the same number to the last bit
         middle = math.sqrt(low * high)

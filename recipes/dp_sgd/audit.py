@@ -16,16 +16,18 @@ and Chaudhuri, 2024, arXiv:2410.22235): an epsilon of the same mechanism with le
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from recipes import progress
 from recipes.dp_sgd import tradeoff
 from recipes.dp_sgd.accounting import Ledger
 from recipes.dp_sgd.gradients import Engine
@@ -100,7 +102,7 @@ class Bound:
 
 
 @one_thread()
-def many_runs(attack: Attack, runs: int, parts: Parts | None = None) -> Bound:
+def many_runs(attack: Attack, runs: int, parts: Parts = Parts()) -> Bound:  # noqa: B008 - it is frozen
     """Train `runs` times with the canary and `runs` times without, in each scene.
 
     The test is chosen on a quarter of the runs, among scenes, statistics and thresholds, and judged on the
@@ -108,11 +110,12 @@ def many_runs(attack: Attack, runs: int, parts: Parts | None = None) -> Bound:
     """
     if runs < 20:
         raise ValueError(f"runs must be at least 20, not {runs}: a quarter of them chooses the test")
-    tests = [
-        (name, scores)
-        for scene in ("alone", "opposed")
-        for name, scores in _statistics(attack, *_worlds(attack, scene, runs, parts or Parts()))
-    ]
+    with progress.bar(what="auditing", unit="training", total=4 * runs) as bar:
+        tests = [
+            (name, scores)
+            for scene in ("alone", "opposed")
+            for name, scores in _statistics(attack, *_worlds(attack, scene, runs, parts, bar.update))
+        ]
     first = runs // 4
     goals = (partial(_any_mechanism, delta=attack.delta), _separation)
     chosen = [_choose(tests, first, 0.999, goal) for goal in goals]  # severe, as it looks at many
@@ -131,12 +134,15 @@ def many_runs(attack: Attack, runs: int, parts: Parts | None = None) -> Bound:
     )
 
 
-def _worlds(attack: Attack, scene: Scene, runs: int, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+def _worlds(
+    attack: Attack, scene: Scene, runs: int, parts: Parts, done: Callable[[], Any]
+) -> tuple[np.ndarray, np.ndarray]:
     """What the attacker sees with and without the canary: two `[runs, steps]`, in multiples of the clip."""
-    return tuple(
-        np.stack([_see(attack, scene, canary, 2 * run + canary, parts) for run in range(runs)])
-        for canary in (True, False)
-    )
+    seen: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for canary, run in itertools.product(seen, range(runs)):
+        seen[canary].append(_see(attack, scene, canary, 2 * run + canary, parts))
+        done()
+    return np.stack(seen[True]), np.stack(seen[False])
 
 
 def _see(attack: Attack, scene: Scene, canary: bool, run: int, parts: Parts) -> np.ndarray:

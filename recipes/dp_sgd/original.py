@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from recipes import data
+from recipes import data, progress
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -68,7 +66,7 @@ def train(
     )
     random = np.random.default_rng(seed)
     waiting = np.empty(0, dtype=np.int64)
-    for _ in tqdm(range(steps), "TensorFlow Privacy", unit="step", disable=not sys.stderr.isatty()):
+    for _ in progress.bar(range(steps), "TensorFlow Privacy"):
         if len(waiting) < batch:
             waiting = random.permutation(len(images))
         taken, waiting = waiting[:batch], waiting[batch:]

@@ -17,7 +17,6 @@ who have seen both data sets, as every published method was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -29,9 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from recipes import data, weights
+from recipes import data, progress, weights
 from recipes.dp_sgd import accounting, networks
 from recipes.dp_sgd.training import Settings, Trainer
 from recipes.training import accuracy
@@ -48,8 +46,7 @@ def _scattered(images: np.ndarray) -> Iterator[Tensor]:
     from kymatio.torch import Scattering2D
 
     transform = Scattering2D(J=2, shape=(28, 28))
-    shown = tqdm(range(0, len(images), 1000), "scattering", unit="k", disable=not sys.stderr.isatty())
-    for start in shown:
+    for start in progress.bar(range(0, len(images), 1000), "scattering", unit="thousand"):
         scaled = torch.from_numpy(data.scale(images[start : start + 1000]).reshape(-1, 28, 28))
         yield functional.group_norm(transform(scaled), GROUPS).flatten(1)
 

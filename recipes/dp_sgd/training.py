@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from recipes import progress
 from recipes.dp_sgd.accounting import Ledger, check_noise, check_seed
 from recipes.dp_sgd.gradients import ClippedSum, Engine, check_network, clipped_sum, cross_entropy, trainable
 from recipes.dp_sgd.sampling import Sampler, Sampling
@@ -198,14 +197,7 @@ class Trainer:
         """
         if self.ledger.steps < self.settings.steps:
             check_network(self.network, self.inputs, self.labels, self.settings.engine)
-        bar = tqdm(
-            total=self.settings.steps,
-            initial=self.ledger.steps,
-            desc="DP-SGD",
-            unit="step",
-            disable=not sys.stderr.isatty(),
-        )
-        with bar:
+        with progress.bar(what="DP-SGD", total=self.settings.steps, initial=self.ledger.steps) as bar:
             for _ in self.remaining():
                 bar.update()
                 if checkpoint and (
@@ -301,7 +293,7 @@ def train_plainly(network: nn.Module, inputs: Tensor, labels: Tensor, settings: 
     trainer = Trainer(network, inputs, labels, settings)
     optimiser = torch.optim.SGD(trainer.parameters, settings.learning_rate, settings.momentum)
     steps = range(settings.steps)
-    for _ in tqdm(steps, "plain SGD", unit="step", disable=not sys.stderr.isatty()):
+    for _ in progress.bar(steps, "plain SGD"):
         batch = next(trainer.sampler)
         optimiser.zero_grad()
         if len(batch):

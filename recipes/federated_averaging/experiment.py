@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from recipes.federated_averaging.simulation import (
     take_part,
 )
 from recipes.federated_averaging.tff_engine import tff_rounds
+from recipes.progress import bar as progress_bar
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,6 @@ def run(config: Config) -> Result:
 
 def _train(config: Config, data: Dataset, clients: Sequence[Examples], path: Path | None) -> Progress:
     """All rounds, after those that a checkpoint holds."""
-    from tqdm import tqdm
-
     network, algorithm = NETWORKS[config.network], new_algorithm(config)
     aggregator = Aggregator(config, network.size)
     test = Examples(flatten(data.test.images), data.test.labels)
@@ -156,7 +154,7 @@ def _train(config: Config, data: Dataset, clients: Sequence[Examples], path: Pat
     history = progress.history
     if len(history) > config.rounds:
         raise ValueError(f"rounds is {config.rounds}: {path} has {len(history)} behind it; ask for as many")
-    bar = tqdm(desc="rounds", total=config.rounds, initial=len(history), disable=not sys.stderr.isatty())
+    bar = progress_bar(what="rounds", unit="round", total=config.rounds, initial=len(history))
     with bar, contextlib.closing(_rounds(config, clients, aggregator, algorithm, progress)) as rounds:
         while len(history) < config.rounds and not _first((row[2] for row in history), config.target):
             with cards.Stopwatch() as watch:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recipes import progress
 from recipes.federated_averaging.config import FEWEST, Config
 from recipes.federated_averaging.networks import NETWORKS, ConvolutionalNetwork, Examples, SoftmaxRegression
 from recipes.federated_averaging.privacy import shortened
@@ -93,7 +94,7 @@ def images_from_change(
     optimiser = torch.optim.Adam([images], rate)
     milestones = [steps // 2, 3 * steps // 4, 7 * steps // 8]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, 0.3)
-    for _ in range(steps):
+    for _ in progress.bar(range(steps), "getting images back"):
         loss = functional.cross_entropy(network.logits(leaves, images), labels)
         parts = torch.autograd.grad(loss, leaves, create_graph=True)
         gradient = torch.cat([part.flatten() for part in parts])

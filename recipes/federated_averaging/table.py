@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
+from recipes import progress
 from recipes.data import Dataset
 from recipes.federated_averaging.config import Config
 from recipes.federated_averaging.networks import NETWORKS, Examples
@@ -49,7 +50,7 @@ def rows(data: Dataset, config: Config) -> tuple[Row, ...]:
     """FedSGD, and federated averaging with little and much local work, by softmax regression: 100 clients, 10
     a round."""
     found = []
-    for name, rate, epochs, batch in SETTINGS:
+    for name, rate, epochs, batch in progress.bar(SETTINGS, f"rounds to {TARGET:.0%}", unit="algorithm"):
         each = Config(
             dataset=config.dataset,
             seed=config.seed,

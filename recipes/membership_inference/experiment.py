@@ -90,7 +90,7 @@ def run(config: Config) -> Result:
         (one.network, one.plan, images.member, one.references, config, one.answers, kind, True, one.kept)
         for kind, one in trained.items()
     ]
-    audits = dict(zip(trained, in_parallel(audit_with, arguments), strict=True))
+    audits = dict(zip(trained, in_parallel(audit_with, arguments, None, "attacking networks"), strict=True))
     result = collect(images, trained, audits)
     if config.report:
         page.write(Path(config.report), result)

@@ -12,7 +12,6 @@ network of the target's size. What it knows is never what it is judged on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from recipes import progress
 from recipes.membership_inference.config import Optimiser
 
 
@@ -298,8 +297,7 @@ def train(seen: Sequence[Component], member: np.ndarray, known: np.ndarray, sett
         model = InferenceModel([part[some] for part in seen])
         optimiser = _optimiser(model, settings)
         best, weights = -1.0, model.state_dict()
-        bar = range(settings.epochs)
-        for _ in tqdm(bar, "inference model", unit="epoch", leave=False, disable=not sys.stderr.isatty()):
+        for _ in progress.bar(range(settings.epochs), "inference model", unit="epoch"):
             model.train()
             for batch in used[torch.randperm(len(used))].split(settings.batch):
                 optimiser.zero_grad()

@@ -8,15 +8,12 @@ trained.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from recipes import training
+from recipes import progress, training
 
 
 class Predictor(nn.Module):
@@ -67,8 +64,7 @@ def scores(
         optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
         steps = epochs * max(1, -(-(len(x) - 1) // 128))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        quiet = not sys.stderr.isatty()
-        for _ in tqdm(range(epochs), "quantile regression", unit="epoch", leave=False, disable=quiet):
+        for _ in progress.bar(range(epochs), "quantile regression", unit="epoch"):
             for batch in training.batches(torch.randperm(len(x)), 128):
                 mean, log_deviation = network(x[batch], y[batch].long())
                 optimiser.zero_grad()

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 import threading
 import time
 import warnings
@@ -29,7 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from recipes import training, weights
+from recipes import progress, training, weights
 from recipes.files import written_whole
 from recipes.membership_inference import attacks, posterior
 from recipes.membership_inference.config import COMMAND, Training
@@ -163,25 +162,22 @@ def train_all(jobs: Sequence[Job], folders: Sequence[Path] = (), workers: int | 
     if folders and missing:
         folders[-1].mkdir(parents=True, exist_ok=True)
     into = folders[-1] if folders else None
-    bar = tqdm(
-        in_parallel(_train_one, [(jobs[i], into) for i in missing], workers),
-        desc="networks",
-        total=len(missing),
-        unit="network",
-        disable=not sys.stderr.isatty(),
-    )
-    for i, trained in zip(missing, bar, strict=True):
+    work = in_parallel(_train_one, [(jobs[i], into) for i in missing], workers, "training networks")
+    for i, trained in zip(missing, work, strict=True):
         done[i] = trained
     return done
 
 
-def in_parallel(work: Callable[..., Any], arguments: Sequence[tuple], workers: int | None = None) -> Iterator:
+def in_parallel(
+    work: Callable[..., Any], arguments: Sequence[tuple], workers: int | None = None, what: str = ""
+) -> Iterator:
     """Call a function with each of some arguments, in processes with one thread each; results in order.
 
     Args:
         work: what to call; it may be defined in a notebook. Large arrays are shared, not copied.
         arguments: one tuple a call.
         workers: processes; None: one a core.
+        what: what they do, for a progress bar.
     """
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
@@ -191,13 +187,15 @@ def in_parallel(work: Callable[..., Any], arguments: Sequence[tuple], workers: i
         warnings.filterwarnings("ignore", "A worker stopped")  # having grown: another takes its place
         calls = (delayed(_in_a_worker)(work, *one) for one in arguments)
         try:
-            yield from Parallel(return_as="generator", mmap_mode="c")(calls)
+            done = Parallel(return_as="generator", mmap_mode="c")(calls)
+            yield from progress.bar(done, what, unit="network", total=len(arguments))
         except BaseException:
             get_reusable_executor().shutdown(kill_workers=True)  # else they would end their work first
             raise
 
 
 def _in_a_worker(work: Callable[..., Any], *arguments: Any) -> Any:
+    os.environ["TQDM_DISABLE"] = "1"  # one process draws
     tqdm.set_lock(threading.RLock())  # its own lock is for several processes, and outlives a killed one
     return work(*arguments)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from recipes import progress
 from recipes.files import written_whole
 from recipes.parties import Network, Tls
 from recipes.private_prediction import mlp, roles
@@ -97,7 +97,7 @@ def _ask(config: Config, network: Network, inputs: np.ndarray, labels: np.ndarra
 def ask(config: Config, network: Network, inputs: np.ndarray) -> roles.Answers:
     """The client's part, with a progress bar on a terminal."""
     order = roles.Order(config.comparison, config.reveal)
-    with tqdm(total=len(inputs), unit="image", disable=not sys.stderr.isatty()) as bar:
+    with progress.bar(what="classifying", unit="image", total=len(inputs)) as bar:
         return roles.ask(
             network, inputs, config.batch, order, input_range(config), lambda done: bar.update(done - bar.n)
         )

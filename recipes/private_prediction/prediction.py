@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from recipes import data, parties
+from recipes import data, parties, progress
 from recipes.files import check_writable
 from recipes.private_prediction import alone, costs, mlp, roles
 from recipes.private_prediction.alone import Report, predicted_labels, share_right, write_output
@@ -157,7 +157,8 @@ def session(config: Config, line: parties.Line | None = None) -> dict[str, Any]:
     scaling = {name: getattr(config, name) for name in ("mean", "std", "reveal")}
     weights = {"model": config.model, "fraction_bits": config.fraction_bits}
     settings = {CLIENT: images | scaling, SERVER: scaling | weights, PROVIDER: {}}
-    return parties.run_processes(play, settings, line)
+    with progress.paused():  # the client draws
+        return parties.run_processes(play, settings, line)
 
 
 def _disagreements(
