@@ -10,7 +10,7 @@ RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup recipes $(RECIPES) recipe-1-flower notebooks test lint models bench site lock clean
+.PHONY: help setup recipes $(RECIPES) recipe-1-flower notebooks test lint models bench site lock licences clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -114,8 +114,8 @@ models: setup  ## Train all weights anew, on real data (hours)
 	@$(PY) -m recipes.membership_inference --train --data real
 	@$(PY) -m recipes.weights
 
-bench: setup $(FLOWER)  ## Run each recipe beside its peers
-	@for file in benchmarks/*.py; do $(PY) "$$file" || exit 1; done
+bench: setup $(FLOWER)  ## Run each recipe beside its peers, and write benchmarks/README.md
+	@$(PY) benchmarks/all.py
 
 site: setup  ## Make a site of it all in site/, which needs no network
 	@$(PY) notebooks/build_site.py
@@ -123,9 +123,27 @@ site: setup  ## Make a site of it all in site/, which needs no network
 RESOLVE = env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL .venv/bin/uv pip compile pyproject.toml \
     --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
-lock: setup  ## Resolve both locks anew (ARGS=--upgrade for newer versions)
+LICENCES = $(PY) -m piplicenses --from=mixed --format=markdown --with-system --ignore-packages private-ai-cookbook
+
+define DEPENDENCIES
+# Dependencies
+
+What `make lock` found in the packages themselves; each is installed with the hash that stands in the lock. Nothing
+of it is part of this project. The licences of the data stand in [datasets/README.md](datasets/README.md).
+
+## requirements.lock
+
+endef
+export DEPENDENCIES
+
+lock: setup  ## Resolve both locks anew (ARGS=--upgrade for newer versions), and list licences
 	@$(RESOLVE) --all-extras --override overrides.txt --output-file requirements.lock $(ARGS)
 	@$(RESOLVE) --group flower --output-file requirements-flower.lock $(ARGS)
+	@$(MAKE) licences
+
+licences: setup $(FLOWER)
+	@{ echo "$$DEPENDENCIES"; $(LICENCES); printf '\n## requirements-flower.lock\n\n'; \
+	    $(LICENCES) --python .venv-flower/bin/python; } >DEPENDENCIES.md
 
 clean:  ## Remove everything that make made
 	@rm -rf .venv .venv-flower site build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Build the site: README, notebooks, results and a reference, as pages that need no network.
 
-    python notebooks/build_site.py     writes site/index.html and what belongs to it
+    python notebooks/build_site.py [FOLDER]     writes site/index.html and what belongs to it
 
 Sphinx makes the pages out of files that are there already: the notebooks as they were built, with their
 outputs; the Markdown files; and the docstrings. Formulas become MathML, which browsers draw themselves.
@@ -8,6 +8,7 @@ outputs; the Markdown files; and the docstrings. Formulas become MathML, which b
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import sys
@@ -24,7 +25,6 @@ from sphinx.util.docutils import docutils_namespace
 from recipes import cards
 
 ROOT = Path(__file__).parent.parent
-SITE = ROOT / "site"
 PAGES = (
     *("notebooks/index.md", "CONTRIBUTING.md", "DEPENDENCIES.md", "datasets/README.md", "models/README.md"),
     *("benchmarks/README.md", "recipes/federated_averaging/flower/README.md"),
@@ -46,6 +46,7 @@ SETTINGS = {
     "html_show_copyright": False,
     "html_show_sourcelink": False,
     "html_copy_source": False,
+    "html_domain_indices": False,
     "language": "en",
     "exclude_patterns": ["site"],
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "build_site"],
@@ -94,9 +95,12 @@ def write_sources(folder: Path) -> None:
 
 def reference(name: str) -> str:
     """The source of a module's page: all that it offers by name."""
-    package = (ROOT / "recipes" / name).is_dir()  # which offers what its modules define
-    module, whole = f"recipes.{name}", "   :imported-members:\n" if package else ""
-    return f"{module}\n{'=' * len(module)}\n\n.. automodule:: {module}\n   :members:\n{whole}"
+    module = importlib.import_module(f"recipes.{name}")
+    for public in getattr(module, "__all__", ()):
+        setattr(module, public, getattr(module, public))  # some are imported only when they are asked for
+    title = module.__name__
+    whole = "   :imported-members:\n" if hasattr(module, "__path__") else ""  # of a package: its modules'
+    return f"{title}\n{'=' * len(title)}\n\n.. automodule:: {title}\n   :members:\n{whole}"
 
 
 def setup(app: Sphinx) -> None:
@@ -130,8 +134,8 @@ def restructure(app: Any, what: str, name: str, thing: Any, options: Any, lines:
     lines[:] = text.splitlines()
 
 
-def main() -> int:
-    """Build the site; the exit status."""
+def build(target: Path) -> int:
+    """Write the site to a folder, in place of what is there; the exit status."""
     with tempfile.TemporaryDirectory() as folder, docutils_namespace():
         write_sources(Path(folder))
         pages = f"{folder}/site/pages"
@@ -139,11 +143,11 @@ def main() -> int:
         app = Sphinx(folder, None, pages, f"{folder}/site/trees", "html", **how)
         app.build()
         if app.statuscode == 0:
-            shutil.rmtree(SITE, ignore_errors=True)
-            shutil.move(pages, SITE)
-    print(f"wrote {SITE / 'index.html'}" if app.statuscode == 0 else "the site was not written")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(pages, target)
+    print(f"wrote {target / 'index.html'}" if app.statuscode == 0 else "the site was not written")
     return app.statuscode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"))

@@ -92,10 +92,13 @@ def _cpu_seconds() -> float:
 
 def environment() -> dict[str, str]:
     """Python, processor and the versions of the packages that are in use."""
-    versions = {
-        name: importlib.metadata.version(name.replace("_", "-")) for name in _PACKAGES if name in sys.modules
-    }
+    versions = {name: version(name) for name in _PACKAGES if name in sys.modules}
     return {"python": platform.python_version(), "processor": _processor(), **versions}
+
+
+def version(package: str) -> str:
+    """Of a package that is installed."""
+    return importlib.metadata.version(package.replace("_", "-"))
 
 
 @functools.cache
@@ -275,7 +278,7 @@ def table(compared: bool = False) -> str:
                 ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
                 experiment["source"] or "–",
                 experiment["published"] or "–",
-                f"{_rounded(experiment['wall_seconds'] / runs)} s",
+                f"{two_digits(experiment['wall_seconds'] / runs)} s",
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -287,7 +290,7 @@ def _shown(name: str, spread: Mapping[str, float], runs: int) -> str:
     return f"{name.replace('_', ' ')} **{shown}**" + (f" ± {spread['std']:.2g}" if runs > 1 else "")
 
 
-def _rounded(ratio: float) -> str:
+def two_digits(ratio: float) -> str:
     """Two digits, as ratios of noisy seconds have no more."""
     return f"{ratio:.2g}" if ratio < 10 else f"{round(ratio, 1 - math.floor(math.log10(ratio))):,.0f}"
 

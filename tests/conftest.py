@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 # As many tests run at once as there are cores. Numba, which galois uses, sets the number for PyTorch, too.
-for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 

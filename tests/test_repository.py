@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import re
@@ -62,6 +63,35 @@ def test_the_lock_keeps_the_overrides_and_each_has_its_reason():
             assert override.name not in versions
         else:
             assert versions[override.name] in override.specifier
+
+
+def test_the_licence_of_every_locked_package_is_listed():
+    text = (ROOT / "DEPENDENCIES.md").read_text("utf-8")
+    parts = text.split("## requirements")[1:]
+    for part, lock in zip(parts, ("requirements.lock", "requirements-flower.lock"), strict=True):
+        rows = re.findall(r"^\| (\S+) +\| (\S+) +\| (\S.*?) +\|$", part, re.MULTILINE)
+        listed = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version, _ in rows}
+        wanted = re.findall(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", (ROOT / lock).read_text("utf-8"), re.MULTILINE)
+        missing = {(re.sub(r"[-_.]+", "-", name), version) for name, version in wanted} - listed
+        assert not missing, "run `make licences`"
+        assert not [name for name, _, licence in rows if licence == "UNKNOWN"]
+
+
+def test_nothing_of_ours_unpickles():
+    """The security rules of `make lint` say so, too; here it holds whatever is ignored there."""
+    for path in [*ROOT.glob("recipes/**/*.py"), *ROOT.glob("notebooks/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "torch.load",
+                "joblib.load",
+                "np.load",
+            ):
+                how = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert ast.unparse(node.func) == "np.load" or how.get("weights_only") == "True", path
+                assert how.get("allow_pickle", "False") == "False", path
 
 
 def test_what_comes_with_the_recipes_is_small_enough_to_clone():
