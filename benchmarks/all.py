@@ -8,7 +8,6 @@ is how many times as fast the recipe is; seconds of another machine would say li
 
 from __future__ import annotations
 
-import datetime
 import json
 import subprocess
 import sys
@@ -53,7 +52,7 @@ def table(records: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:
     sources = {data.load(name).source for name in ("mnist", "fashion-mnist", "cifar-100")}
     minutes = sum(seconds for _, seconds in records.values()) / 60
     lines = [
-        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {environment['processor']}, Python "
+        f"{cards.today()}, {environment['processor']}, Python "
         f"{environment['python']}, {' and '.join(sorted(sources))} data, {minutes:.0f} minutes in all; "
         f"{versions}.",
         "",
@@ -68,12 +67,14 @@ def table(records: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:
 
 
 def main() -> None:
-    """Run all benchmarks and rewrite the table."""
+    """Run all benchmarks, put what they found into the cards, and rewrite the table."""
     with shell.one_line_errors("benchmarks"):
         records = {}
         for name in NAMES:
             print(f"\n== {name.replace('_', ' ')}", flush=True)
             records[name] = measured(name)
+        for name, (record, _) in records.items():
+            cards.keep_benchmark(name, record)
         rewrite_between_marks(FOLDER / "README.md", BEGIN, END, table(records))
         print(f"\n{table(records)}")
 

@@ -18,9 +18,7 @@ import platform
 import resource
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +64,6 @@ class Plan:
     """What the experiments are run on; None if they need no data."""
     quick: Any = None
     """What the recipe runs without flags; its default config if not given."""
-    benchmark: bool = False
-    """Whether `benchmarks/<recipe>.py --json FILE` is run, too; its ratios go into the card."""
 
 
 class Stopwatch:
@@ -143,6 +139,8 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
     """Run a plan's experiments and write its card; the data, if there are any, must be real.
 
+    What the card has of `make bench` stays.
+
     Raises:
         DatasetUnavailable: the real data cannot be had.
     """
@@ -155,26 +153,30 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
         "number": plan.number,
         "question": plan.question,
         "command": f"make recipe-{plan.number}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "data": source,
         "experiments": [_measure(experiment, run, plan.quick) for experiment in plan.experiments],
-        **({"benchmark": _benchmark(plan.recipe)} if plan.benchmark else {}),
         "environment": environment(),
     }
     path = shipped("models", f"{plan.recipe}.json")
+    if path.exists():
+        card |= {
+            key: value for key, value in json.loads(path.read_text("utf-8")).items() if key == "benchmark"
+        }
     write_json(path, card)
     return path
 
 
-def _benchmark(recipe: str) -> dict[str, Any]:
-    """What the recipe's benchmark writes: its `ratios` are how many times as fast as each peer we are."""
-    script = Path(__file__).parent.parent / "benchmarks" / f"{recipe}.py"
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "benchmark.json"
-        subprocess.run(  # noqa: S603 - this Python, our own script
-            [sys.executable, script, "--json", target], check=True, stdout=sys.stderr
-        )
-        return json.loads(target.read_text("utf-8"))
+def keep_benchmark(recipe: str, record: Mapping[str, Any]) -> None:
+    """Put what a recipe's benchmark wrote into its card: `ratios`, how many times as fast as a peer we are."""
+    path = shipped("models", f"{recipe}.json")
+    card = json.loads(path.read_text("utf-8"))
+    write_json(path, card | {"benchmark": {"date": today(), "environment": environment(), **record}})
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _measure(experiment: Experiment, run: Callable[[Any], Any], quick: Any) -> dict[str, Any]:

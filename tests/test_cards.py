@@ -70,12 +70,9 @@ class Calculation:
 def test_a_recipe_may_need_neither_data_nor_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(cards.data, "load", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr(cards, "shipped", lambda folder, name="": tmp_path / name)
-    monkeypatch.setattr(
-        cards, "_benchmark", lambda recipe: {"ratios": {"a peer": {"add": 187.4, "mul": 0.523}}}
-    )
     config = Calculation("2 * (3)", fast=True, careful=False, name="b c")
     experiment = cards.Experiment("sum", config, ["score"])
-    toy = cards.Plan("toy", 7, "Does it?", [experiment], benchmark=True)
+    toy = cards.Plan("toy", 7, "Does it?", [experiment])
     path = cards.write(toy, lambda config: Result(26976.0, (), np.zeros(1)))
     card = json.loads(path.read_text())
     assert card["data"] is None
@@ -83,7 +80,19 @@ def test_a_recipe_may_need_neither_data_nor_seeds(monkeypatch, tmp_path):
     assert set(card["experiments"][0]["metrics"]) == {"score"}
     assert "| score **26,976** | – | – |" in cards.table()
     assert """`make recipe-7 ARGS="'2 * (3)' --fast --no-careful --name 'b c'"`""" in cards.table()
-    assert "| speed beside a peer | `make bench` | add **190** ×, mul **0.52** × | – | – | |" in cards.table()
+
+
+def test_a_card_that_is_measured_anew_keeps_its_benchmark(monkeypatch, tmp_path):
+    monkeypatch.setattr(cards, "shipped", lambda folder, name="": tmp_path / name)
+    toy = cards.Plan("toy", 7, "Does it?", [cards.Experiment("sum", Calculation(), ["score"])])
+    path = cards.write(toy, lambda config: Result(1.0, (), np.zeros(1)))
+    assert "benchmark" not in json.loads(path.read_text())
+    cards.keep_benchmark("toy", {"ratios": {"a peer": {"add": 187.4}}})
+    cards.write(toy, lambda config: Result(2.0, (), np.zeros(1)))
+    card = json.loads(path.read_text())
+    assert card["benchmark"]["ratios"] == {"a peer": {"add": 187.4}}
+    assert card["benchmark"]["date"] == cards.today()
+    assert card["experiments"][0]["metrics"]["score"]["mean"] == 2
 
 
 def test_a_card_is_never_written_from_stand_ins(monkeypatch, tmp_path):

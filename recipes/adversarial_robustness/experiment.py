@@ -313,7 +313,6 @@ def main() -> None:
         number=4,
         question="How little must an image change before a network takes it for something else?",
         dataset="mnist",
-        benchmark=True,
         experiments=(
             cards.Experiment(
                 "the attack from scratch, 100 digits, each to another class",

@@ -331,7 +331,6 @@ def main() -> None:
         number=5,
         question="Can a network learn from images without giving any one of them away?",
         dataset="mnist",
-        benchmark=True,
         experiments=(
             cards.Experiment(
                 "the chapter's network, one epoch, Poisson batches",

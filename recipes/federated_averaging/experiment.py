@@ -241,7 +241,6 @@ def main() -> None:
         question="Can clients train one model while their images stay at home?",
         dataset="fashion-mnist",
         quick=quick,
-        benchmark=True,
         experiments=(
             cards.Experiment(
                 "Alice and Bob, one round on TensorFlow Federated, in the chapter's order",

@@ -162,7 +162,6 @@ def main() -> None:
         number=6,
         question="Does a trained network tell whom it was trained on?",
         dataset="cifar-100",
-        benchmark=True,
         experiments=(
             of(
                 "overfitted",

@@ -331,7 +331,6 @@ def main() -> None:
         number=3,
         question="Can a server classify images it cannot see, with a network its client cannot see?",
         dataset="mnist",
-        benchmark=True,
         experiments=(
             cards.Experiment(
                 "all test images",

@@ -387,7 +387,6 @@ def main() -> None:
         recipe="secret_sharing",
         number=2,
         question="Can three parties compute with numbers that none of them knows?",
-        benchmark=True,
         experiments=(
             cards.Experiment("the chapter's sum", Config("5 + 9"), shown=("value",), source="14"),
             cards.Experiment(
