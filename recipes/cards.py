@@ -168,7 +168,7 @@ def write(plan: Plan, run: Callable[[Any], Any]) -> Path:
 
 
 def keep_benchmark(recipe: str, record: Mapping[str, Any]) -> None:
-    """Put what a recipe's benchmark wrote into its card: `ratios`, how many times as fast as a peer we are."""
+    """Put what a recipe's benchmark wrote into its card: `ratios`, how many times as fast as peers we are."""
     path = shipped("models", f"{recipe}.json")
     card = json.loads(path.read_text("utf-8"))
     write_json(path, card | {"benchmark": {"date": today(), "environment": environment(), **record}})
