@@ -21,6 +21,7 @@
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
 ROUNDS = 20  # with a hundred clients
+CROWD = 1000  # clients
 
 # %%
 import dataclasses
@@ -213,12 +214,12 @@ for experiment in card["experiments"]:
 print(inspect.getsource(fa.ALGORITHMS["fedprox"]))
 
 # %%
-unlike = dataclasses.replace(many, partition="shards", rounds=40)
+unlike = dataclasses.replace(many, partition="shards", rounds=2 * ROUNDS)
 owners = fa.clients_of(data, unlike)
 for name in fa.ALGORITHMS:
     rate = 0.03 if name in ("fedadam", "fedyogi", "fedadagrad") else 1.0
     steps = fa.federated_rounds(owners, dataclasses.replace(unlike, algorithm=name, server_rate=rate))
-    accuracies = [evaluate(step.model, test)[0] for step in itertools.islice(steps, 40)]
+    accuracies = [evaluate(step.model, test)[0] for step in itertools.islice(steps, 2 * ROUNDS)]
     print(f"{name:12} mean accuracy of the last ten rounds {np.mean(accuracies[-10:]):.3f}")
 # %% [markdown]
 # SCAFFOLD, by which each client corrects for where its own data would lead it, is ahead; it also
@@ -341,11 +342,12 @@ errors = [np.abs(image - one.pixels[0]).max() for image, one in zip(back, three,
 print(f"all three images back to 0.001 a pixel: {max(errors) < 1e-3}")
 
 # %% [markdown]
-# So sealing needs clients that are many and hold many images. What if clients vanish half-way, and
-# their masks stay in the sum? Each has shared its secret keys among all by Shamir's scheme
-# (recipe 2), and those who are left let the server take the masks of the lost out again; of any
-# client they give either its keys or the second mask that it carries against being opened late,
-# never both. Here 3 of the 10 in each round are lost:
+# So sealing needs clients that are many and hold many images. What if clients vanish half-way, and their
+# masks stay in the sum? Each has shared its secret keys among all by Shamir's scheme (recipe 2), and
+# those who are left let the server take the masks of the lost out again. A change that only came late
+# would then lie open; so each carries a second mask, of its client's own, which is shared, too. Of any
+# client they give either its keys or its second mask, never both. Here 3 of the 10 in each round are
+# lost:
 
 # %%
 small = dataclasses.replace(many, partition="iid", rounds=ROUNDS)
@@ -358,8 +360,9 @@ for name, result in {"plain": plain, "sealed": secure}.items():
 print(f"mean right to half a step: {secure.aggregate_error <= 0.5}")
 
 # %% [markdown]
-# With ten clients sealing costs each about 1.5 kB a round and way, and more with more clients. It
-# assumes parties that follow the protocol. What the sum and the models tell, it does not bound.
+# With ten clients sealing costs each about 1.4 kB more a round in each direction, and more with more
+# clients. It assumes parties that follow the protocol. What the sum and the models tell, it does not
+# bound.
 #
 # ## It is bounded
 #
@@ -371,7 +374,7 @@ print(f"mean right to half a step: {secure.aggregate_error <= 0.5}")
 # not for each.
 
 # %%
-crowd = dataclasses.replace(small, clients=1000, clients_per_round=50, clip=0.5, rounds=30)
+crowd = dataclasses.replace(small, clients=CROWD, clients_per_round=50, clip=0.5, rounds=30)
 for noise in (0.0, 0.5, 1.0, 2.0):
     result = fa.run(dataclasses.replace(crowd, noise=noise))
     shown = "none" if result.epsilon is None else rounded_up(result.epsilon)
@@ -410,7 +413,8 @@ for kind, poison in itertools.product(["iid", "shards"], ["labels", "signs"]):
 
 # %% [markdown]
 # (*labels*: they train on labels turned around, 0 for 9.) With clients alike the remedies hold. With
-# clients unlike they fail, because an honest client that holds two classes looks as odd as a hostile one.
+# clients unlike they fail, because an honest client that holds two classes looks as odd as a hostile one:
+# against labels turned around the plain mean does better than any of them.
 #
 # And they need to see what was just sealed. Inside a sum a hostile change cannot be found; it can
 # only be kept short. How far can one client in ten push the sealed mean, and the median?

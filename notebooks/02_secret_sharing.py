@@ -136,7 +136,7 @@ print("this recipe  ", *(f"{count / draws:6.1%}" for count in careful))
 # A test notices: chi-square compares the counts with even ones. Its *p-value* is the probability of
 # counts at least as uneven if all is well; only a very small one, below a thousandth say, is
 # remarkable. The tests of this recipe do the same with all that is dealt, shared or opened in its
-# six basic operations; each such test raises a false alarm once in a million runs.
+# basic operations; each such test raises a false alarm once in a million runs.
 
 # %%
 print(f"randint(0, P): p-value {chisquare(careless).pvalue:.0e}")
@@ -198,7 +198,8 @@ for axis, secret in zip(axes, (7, -40), strict=True):
 #
 # In a *round* every party sends one message to every other; over a long distance, rounds are what
 # takes time. *Opened* are numbers that everybody sees. A number takes 8 bytes and a message 4 more, so
-# that opening one number among three parties sends $6 \times 12 = 72$ bytes.
+# that opening one number among three parties sends $6 \times 12 = 72$ bytes. (`select` takes one of two
+# numbers by a shared bit; `dot of 100` is the sum of a hundred products.)
 
 # %%
 print(ss.cost_table(ss.Config()))

@@ -119,9 +119,9 @@ for sender, message in rehearsal.received[PROVIDER]:
 # %% [markdown]
 # ## How a layer is computed
 #
-# Call a number $x$ *masked* by $r$ if both know $x + r$, and each has a share of $r$: a summand of it. The
-# input $x$ is masked by some $r$, once a query, the weights $w$ by some $s$, once a session. Then each party
-# gets its share of
+# Call a number $x$ *masked* by $r$ if both know $x + r$, and each has a share of $r$: a summand of it.
+# The input $x$ is masked by some $r$, once a query, the weights $w$ by some $s$, once a session. Then
+# each party gets its share of
 #
 # $$x w = (x + r)\,w - r\,(w + s) + r s ,$$
 #
@@ -131,10 +131,10 @@ for sender, message in rehearsal.received[PROVIDER]:
 #
 # ## How decimals are rounded
 #
-# After a product there are 32 bits after the point, and 16 have to go. The usual way takes no message: one
-# party cuts its share, the other the negative of its share, and what is lost is the carry between the
-# two. CrypTen does so with two parties. It has two faults. It fails with probability $|x| / 2^{64}$, and then
-# by $2^{48}$. Share a number 200,000 times, cut it, and count:
+# After a product there are 32 bits after the point, and 16 have to go. The usual way takes no message:
+# one party cuts its share, the other the negative of its share, and what is lost is the carry between the
+# two. CrypTen does so with two parties. It has two faults. It fails with probability $|x| / 2^{64}$, and
+# then by $2^{48}$. Share a number 200,000 times, cut it, and count:
 
 # %% alt="How often cutting shares fails, doubling with each bit, as expected"
 bits = np.arange(38, 63)
@@ -151,10 +151,11 @@ labels = {"xlabel": "bits of the number that is cut", "ylabel": "how often it fa
 _ = axis.set(**labels, ylim=(1e-8, 1))
 
 # %% [markdown]
-# The other fault is worse. Where the cut does not fail, it gives one of the two neighbours of the quotient,
-# and *which* of them depends on the shares. So a client who asks for the same image again and again gets
-# logits that differ a little, and can hold them against its own shares, which it knows. How strongly the two
-# go together tells what was cut off, one weight at a time, although every single message is uniform:
+# The other fault is worse. Where the cut does not fail, it gives one of the two neighbours of the
+# quotient, and *which* of them depends on the shares. So a client who asks for the same image again and
+# again gets logits that differ a little, and can hold them against its own shares, which it knows. How
+# strongly the two go together tells what was cut off, one weight at a time, although every single message
+# is uniform:
 
 # %%
 for tail in (0.1, 0.25, 0.5, 0.9):
@@ -236,11 +237,11 @@ print(f"every logit within 0.001 of the network's own: {result.max_logit_error <
 # %% [markdown]
 # ### What it costs
 #
-# Each step with its messages, as counted at the sockets. The masked weights are sent once a session; all
-# else is for 10 queries of 1,000 images.
+# Each step with its rounds, and its bytes as counted at the sockets. The masked weights are sent once a
+# session; all else is for 10 queries of 1,000 images.
 
 # %%
-print(f"{'':<10}{'rounds':>8}{'from client':>14}{'from server':>14}{'from provider':>16}   bytes")
+print(f"{'':<10}{'rounds':>8}{'from client':>14}{'from server':>14}{'from provider':>16}")
 for name, step in result.steps.items():
     sent = [step[f"{role}_bytes"] for role in (CLIENT, SERVER, PROVIDER)]
     print(f"{name:<10}{step['rounds']:>8}{sent[0]:>14,}{sent[1]:>14,}{sent[2]:>16,}")
@@ -263,9 +264,10 @@ for milliseconds in (0.5, 10, 50, 200):
     print(f"{milliseconds:>7} ms    {seconds[0]:>8.3f} s{seconds[1]:>8.3f} s{seconds[2]:>8.2f} s")
 
 # %% [markdown]
-# `--imitate` holds messages up for as long, and measures; the result card has both figures. Function secret
-# sharing saves four rounds, and costs 700 kB more an image from the provider and many times the work of a
-# comparison: right for one image over a long line, if its keys have come beforehand. Else take the tables.
+# `--imitate` holds messages up for as long, and measures; `models/private_prediction.json` has both
+# figures. Function secret sharing saves four rounds, and costs 700 kB more an image from the provider and
+# many times the work of a comparison: right for one image over a long line, if its keys have come
+# beforehand. Else take the tables.
 #
 # ## A provider that takes sides
 #
@@ -319,9 +321,10 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 #
 # ## On three machines
 #
-# Each role is started by itself, with the same secret in a file and the addresses of all three. Between
-# machines, connections are encrypted only if each role has a certificate (`--certificate`, `--key`,
-# `--authority`). `--inputs` names a NumPy file with images of your own, `--output` one for the labels.
+# Each role is started by itself, with the same secret in a file (32 random bytes, say) and the addresses
+# of all three, as `host:port`. Between machines, connections are encrypted only if each role has a
+# certificate (`--certificate`, `--key`, `--authority`). `--inputs` names a NumPy file with images of your
+# own, `--output` one for the labels.
 #
 # ```
 # run="python -m recipes.private_prediction --secret-file secret --client … --server … --provider …"
@@ -347,8 +350,9 @@ print(f"answered other images after approval:    {report.answered_other_images}"
 # 1. Predict the first 1,000 images with `pp.rehearse(network, images[:1000], fraction_bits=6)`. How many
 #    labels change? With `reveal="logits"`, how large is the largest error, and why does it fall by about
 #    half with each bit?
-# 2. Rounds by step: input 1, layer 1 five (by function secret sharing three), label six (four). Suppose that
-#    layer 1 and the label took one round each. What would be left of the time at a round trip of 200 ms?
+# 2. Rounds by step: input 1, layer 1 five (by function secret sharing three), label six (four). Suppose
+#    that layer 1 and the label took one round each. What would be left of the time at a round trip of 200
+#    ms?
 # 3. Train a network of your own in PyTorch, save its `state_dict()`, and run
 #    `python -m recipes.private_prediction --model FILE.pt`. If you normalised the images, say `--mean`
 #    and `--std`. Is the accuracy the one that you measured? (The file does not say which activation there

@@ -8,9 +8,9 @@
 # *upper* bound only, as a better one may get by with less. Much of this field's history is about defences
 # that looked good because the attack was weak.
 #
-# Three texts are its starting points: an attack from scratch on a tiny Keras network (Towards Data Science);
-# a chapter on attacking analysis by synthesis with Foolbox (Tsukerman, Packt 2019, chapter 8); and a defence
-# evaluated with CleverHans (Huawei Cloud community).
+# Three texts are its starting points: an attack from scratch on a tiny Keras network (Towards Data
+# Science); a chapter on attacking analysis by synthesis with Foolbox (Tsukerman, Packt 2019, chapter 8);
+# and a defence evaluated with CleverHans (Huawei Cloud community).
 #
 # You will
 #
@@ -25,6 +25,7 @@
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
 ATTACKED = 100  # images that the defences are attacked on
+TABLE = 8  # images that all attacks are made on
 
 # %%
 import matplotlib.pyplot as plt
@@ -36,7 +37,7 @@ from recipes.data import load
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 55, "image.interpolation": "nearest"})
-plt.show()  # nothing yet; from here on figures are shown as pictures
+plt.show()
 data = load("mnist", DATA)
 images, labels = zoo.tensors(data.test)
 print(f"{data.name} ({data.source}), {len(images):,} test images")
@@ -44,10 +45,10 @@ print(f"{data.name} ({data.source}), {len(images):,} test images")
 # %% [markdown]
 # ## One gradient step, and another
 #
-# The first network has one convolution, max pooling and one dense layer: 10,210 weights, linear but for the
-# pooling. Training follows the gradient of the loss with respect to the *weights*, downhill. An attack keeps
-# the weights fixed and follows the gradient with respect to the *pixels*: towards a class of the attacker's
-# choice, in small steps, until the network believes it.
+# The first network has one convolution, max pooling and one dense layer: 10,210 weights, linear but for
+# the pooling. Training follows the gradient of the loss with respect to the *weights*, downhill. An
+# attack keeps the weights fixed and follows the gradient with respect to the *pixels*: towards a class of
+# the attacker's choice, in small steps, until the network believes it.
 
 # %% alt="A 9 on its way to 7 in five steps that look alike, until the network reads a 7"
 scratch = ar.run(ar.Config(data=DATA, part="scratch"))
@@ -132,10 +133,11 @@ for name, seen in (("clean images", few), ("far beyond the boundary", beyond)):
 # each image by a set of attacks, and keeps the least. What is reported was checked again: inside [0, 1],
 # misclassified, also as a picture of 8 bits a pixel.
 #
-# *Analysis by synthesis* (Schott et al. 2019) asks for each class which image it could have drawn that looks
-# most like this one: ten small variational autoencoders, a search among 2,000 samples, then gradient descent
-# on the eight numbers of the latent. The class that draws it best, with a likely latent, wins. An attacker
-# has its gradient: at the best latent it is twice the difference between the image and the drawing.
+# *Analysis by synthesis* (Schott et al. 2019) asks for each class which image it could have drawn that
+# looks most like this one: ten small variational autoencoders, a search among 2,000 samples, then
+# gradient descent on the eight numbers of the latent. The class that draws it best, with a likely latent,
+# wins. An attacker has its gradient: at the best latent it is twice the difference between the image and
+# the drawing.
 
 # %% alt="Four digits, each with the best image that ABS finds of it as every class"
 abs_ = zoo.load("abs")
@@ -154,29 +156,31 @@ for row in range(4):
 plt.show()
 
 # %% [markdown]
-# Now the table of the ABS paper, on eight images: medians of the nearest adversarials, and the accuracy that
-# is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each are the paper's. The quick set has six
-# attacks on the CNN and three on ABS, all of which follow its drawings; `--strong` adds Carlini and Wagner,
-# the decision-based boundary attack, finite differences and more.
+# Now the table of the ABS paper, on eight images: medians of the nearest adversarials, and the accuracy
+# that is left at L2 1.5, Linf 0.3 and 12 pixels. The lines below each are the paper's. The *nearest
+# neighbour* takes the label of the training image that is nearest: older than the problem, and hard to
+# fool. The quick set has six attacks on the CNN and three on ABS, all of which follow its drawings;
+# `--strong` adds Carlini and Wagner, the decision-based boundary attack, finite differences and more.
 
 # %%
-table = ar.run(ar.Config(data=DATA, part="table", images=8))
+table = ar.run(ar.Config(data=DATA, part="table", images=TABLE))
 print(ar.describe(table))
 
 # %% alt="Digits, the nearest changed ones that fool three classifiers, and what was added to each"
 ar.plot(table)
 
 # %% [markdown]
-# What fools the CNN looks like noise. Much of what fools ABS goes towards the other digit: the changes follow
-# its strokes. That is what robustness would look like, and the distances say so in L2. In Linf, neither the
-# paper nor these few images show such a lead: robust in one norm need not be robust in another. Eight images
-# rank nothing that is close; the result card has 200.
+# What fools the CNN looks like noise. Much of what fools ABS goes towards the other digit: the changes
+# follow its strokes. That is what robustness would look like, and the distances say so in L2. In Linf its
+# lead over the *nearest neighbour* is small here, and none in the paper: robust in one norm need not be
+# robust in another. Eight images rank nothing that is close; the result card has 200.
 #
 # ## A defence that only looks like one
 #
 # The Huawei article trains a CNN, makes FGSM examples of all training images at $\varepsilon = 0.3$ by
-# CleverHans, adds them, trains on, and reports 98 % on such examples. Here it is again, CleverHans included,
-# and below that line what happens when the attack gets better. As the article calls it, FGSM gives no images:
+# CleverHans, adds them, trains on, and reports 98 % on such examples. Here it is again, CleverHans
+# included, and below that line what happens when the attack gets better. *Before* and *after* are the
+# article's CNN without and with its adversarial training. As the article calls it, FGSM gives no images:
 # pixels leave [0, 1]. The lines that say "clipped" mend that.
 
 # %%
@@ -211,16 +215,17 @@ for check in checklist.run(defended, images[:200], labels[:200], claimed, undefe
     print(f"{'passed' if check.passed else 'FLAG  '}  {check.name}: {check.measured}")
 
 # %% [markdown]
-# The claim of 98 % falls to each of the stronger attacks, even to images made against the old network.
+# The claim of 98 % falls to each of the stronger attacks, even to images that PGD made against the old
+# network.
 #
 # ## Defences that hold
 #
-# *Adversarial training* as it is meant makes its examples anew for every batch, against the network as it is:
-# by one step from a random start (Wong et al. 2020), or by several (Madry et al. 2018, who take 40; here
-# seven). *Interval training* (certified training by interval bound propagation, IBP; Gowal et al. 2018, Shi
-# et al. 2021) trains on a bound instead. A box around the image is sent through the network layer by layer: a
-# linear layer maps centre $c$ and radius $r$ to $Wc + b$ and $|W| r$. If at the end the label's logit is
-# above all others for the whole box, *no* attack can succeed, known or unknown.
+# *Adversarial training* as it is meant makes its examples anew for every batch, against the network as it
+# is: by one step from a random start (Wong et al. 2020), or by several (Madry et al. 2018, who take 40;
+# here seven). *Interval training* (certified training by interval bound propagation, IBP; Gowal et al.
+# 2018, Shi et al. 2021) trains on a bound instead. A box around the image is sent through the network
+# layer by layer: a linear layer maps centre $c$ and radius $r$ to $Wc + b$ and $|W| r$. If at the end the
+# label's logit is above all others for the whole box, *no* attack can succeed, known or unknown.
 
 # %%
 certified = zoo.load("certified")
@@ -240,13 +245,14 @@ ar.plot(holds)
 # %% [markdown]
 # The certified network was trained for balls a little larger than 0.3; beyond them its bounds explode.
 #
-# The picture has both sides. The solid lines are what PGD leaves: the true robust accuracy is *at most* that.
-# The dashed lines are proved, image by image, by boxes and by CROWN (Zhang et al. 2018), which sends linear
-# functions back from the logits: it is *at least* that. For the interval network they stay near each other
-# up to 0.3, and nobody has to believe in the attack. For the others little is proved beyond small balls, and
-# the solid line is only as good as the attack. The checklist looks for how good: of these networks none of
-# its attacks leaves three points fewer than is claimed. AutoAttack, the strongest, does leave fewer, most of
-# all of the one-step network; the result card (`models/adversarial_robustness.json`) has the figures.
+# The picture has both sides. The solid lines are what PGD leaves: the true robust accuracy is *at most*
+# that. The dashed line is proved, image by image, by boxes and by CROWN (Zhang et al. 2018), which sends
+# linear functions back from the logits: it is *at least* that. For the interval network both stay near
+# each other up to 0.3, and nobody has to believe in the attack. For the others nothing is proved at these
+# radii, and the solid line is only as good as the attack. The checklist looks for how good: of the three
+# that were attacked anew for every batch none of its attacks leaves three points fewer than is claimed.
+# AutoAttack, the strongest, does leave fewer, most of all of the one-step network; the result card
+# (`models/adversarial_robustness.json`) has the figures.
 
 # %%
 for name in ("pgd", "certified"):
@@ -255,7 +261,7 @@ for name in ("pgd", "certified"):
     print(f"{name}: trained in {minutes:.0f} CPU minutes, {clean:.2%} clean")
 
 # %% [markdown]
-# ## What to remember
+# ## What this does not show
 #
 # - An accuracy under attack belongs to the attack as much as to the network. State both, and the number
 #   of images; a stronger attack may come. `--strong` adds AutoAttack and PGD with 100 steps and ten
@@ -267,6 +273,7 @@ for name in ("pgd", "certified"):
 #   leave far less.
 #
 # **Exercise.** Put the pixels through a threshold at 0.5 before the CNN, as a `torch.nn.Module`. What
-# does PGD say of it, what does the checklist, and what does the boundary attack, `libraries.boundary()`
-# (L2, some minutes for a hundred images)? Then write an attack that knows of the threshold, as BPDA does
-# (Athalye et al. 2018).
+# does PGD say of it, what does the checklist, and what does the boundary attack (`from
+# recipes.adversarial_robustness import libraries`; `libraries.boundary()` is a function of network,
+# images, labels and a generator; L2, some minutes for a hundred images)? Then write an attack that knows
+# of the threshold, as BPDA does (Athalye et al. 2018).

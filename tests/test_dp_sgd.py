@@ -1039,12 +1039,12 @@ def test_figures_are_drawn(quick, tmp_path):
 def test_the_classifier_on_features_keeps_to_its_target(few_features, monkeypatch):
     whole = data.load("mnist", "embedded")
     small = {
-        name: data.Split(s.images[:3000], s.labels[:3000])
+        name: data.Split(s.images[:1000], s.labels[:1000])
         for name, s in (("train", whole.train), ("test", whole.test))
     }
     monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(whole, **small))
     result = run(
-        Config(data="embedded", network="scattering", target_epsilon=2, steps=20, batch=1000, audit_runs=0)
+        Config(data="embedded", network="scattering", target_epsilon=2, steps=20, batch=333, audit_runs=0)
     )
     assert 1.9 < result.epsilon_pld <= 2
     assert result.accuracy > 0.8

@@ -510,7 +510,7 @@ def test_references_are_taken_up_where_a_run_was_stopped(tmp_path: Path, monkeyp
     calls = []
     one = references._train_one
     monkeypatch.setattr(
-        references, "in_parallel", lambda work, todo, workers: (calls.append(t) or one(*t) for t in todo)
+        references, "in_parallel", lambda work, todo, *_: (calls.append(t) or one(*t) for t in todo)
     )
     again = references.train_all(jobs(plan()), [tmp_path])
     assert [job.name for job, _ in calls] == ["small_1"]

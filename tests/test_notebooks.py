@@ -77,8 +77,8 @@ def test_every_picture_says_what_it_shows(source):
 
 
 SMALLER = {
-    "01_federated_averaging": {"ROUNDS": 2},
-    "04_adversarial_robustness": {"ATTACKED": 10},
+    "01_federated_averaging": {"ROUNDS": 5, "CROWD": 200},
+    "04_adversarial_robustness": {"ATTACKED": 10, "TABLE": 2},
     "05_dp_sgd": {"RUNS": 100, "STEPS": 24, "SEEDS": 1, "IMAGES": 500},
 }
 """What is less work than what a reader sees, and enough to see that every cell runs."""

@@ -334,7 +334,7 @@ def main() -> None:
                 source="an accuracy on FGSM",
             ),
             cards.Experiment(
-                "defences that hold, Linf 0.3",
+                "defences that hold, Linf 0.3 (AutoAttack: first 1,000 images; else all)",
                 Config(part="defences", strong=True, attacked=1000),
                 shown=(
                     *("fgsm_auto_attack", "pgd_auto_attack", "certified_auto_attack"),
