@@ -142,8 +142,8 @@ lock: setup  ## Resolve both locks anew (ARGS=--upgrade for newer versions), and
 	@$(MAKE) licences
 
 licences: setup $(FLOWER)
-	@{ echo "$$DEPENDENCIES"; $(LICENCES); printf '\n## requirements-flower.lock\n\n'; \
-	    $(LICENCES) --python .venv-flower/bin/python; } >DEPENDENCIES.md
+	@set -e; { echo "$$DEPENDENCIES"; $(LICENCES); printf '\n## requirements-flower.lock\n\n'; \
+	    $(LICENCES) --python .venv-flower/bin/python; } >.venv/dependencies.md; mv .venv/dependencies.md DEPENDENCIES.md
 
 clean:  ## Remove everything that make made
 	@rm -rf .venv .venv-flower site build dist .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from recipes import cards, data, shell
 from recipes.files import rewrite_between_marks
 
 FOLDER = Path(__file__).parent
-NAMES = [card["recipe"] for card in cards.read()]
+NAMES = [card["recipe"] for card in cards.read() if (FOLDER / f"{card['recipe']}.py").exists()]
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
 PEERS = (
     *("tensorflow", "tensorflow-federated", "tensorflow-privacy", "tensorflow-empirical-privacy", "torch"),
@@ -69,14 +69,16 @@ def table(records: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:
 def main() -> None:
     """Run all benchmarks, put what they found into the cards, and rewrite the table."""
     with shell.one_line_errors("benchmarks"):
+        table({})  # what is missing is missed before the work
         records = {}
         for name in NAMES:
             print(f"\n== {name.replace('_', ' ')}", flush=True)
             records[name] = measured(name)
+        found = table(records)
+        rewrite_between_marks(FOLDER / "README.md", BEGIN, END, found)
         for name, (record, _) in records.items():
             cards.keep_benchmark(name, record)
-        rewrite_between_marks(FOLDER / "README.md", BEGIN, END, table(records))
-        print(f"\n{table(records)}")
+        print(f"\n{found}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -99,10 +100,17 @@ def pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def cover(notebook: nbformat.NotebookNode) -> bytes:
-    """The picture of the notebook's one cell tagged `cover`, a PNG."""
-    (cell,) = [cell for cell in notebook.cells if "cover" in cell.metadata.tags]
-    (picture,) = pictures(cell)
-    return base64.b64decode(picture.data["image/png"])
+    """The picture of the notebook's one cell tagged `cover`, a PNG.
+
+    Raises:
+        ValueError: there is no such cell, or it has no picture.
+    """
+    found = [
+        picture for cell in notebook.cells if "cover" in cell.metadata.tags for picture in pictures(cell)
+    ]
+    if len(found) != 1:
+        raise ValueError("one cell must be tagged cover, and draw one picture")
+    return base64.b64decode(found[0].data["image/png"])
 
 
 def cover_of(source: Path) -> Path:
@@ -118,8 +126,9 @@ def is_stale(source: Path) -> bool:
     built, wanted = nbformat.read(path, as_version=4), read(source)
     if any(cell.cell_type == "code" and cell.execution_count is None for cell in built.cells):
         return True
-    if cover(built) != cover_of(source).read_bytes():
-        return True
+    with contextlib.suppress(ValueError):
+        if cover(built) != cover_of(source).read_bytes():
+            return True
     for cell in built.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -131,6 +140,10 @@ def build(source: Path, data: str) -> nbformat.NotebookNode | None:
     notebook = read(source)
     try:
         execute(notebook, data)
+        cover(notebook)
+    except ValueError as error:
+        print(f"{source.name}: {error}; nothing was written", file=sys.stderr)
+        return None
     except CellExecutionError as error:
         if error.ename == "DatasetUnavailable":
             error = f"{error.evalue} For a notebook of stand-ins say DATA=embedded."

@@ -8,6 +8,7 @@ outputs; the Markdown files; and the docstrings. Formulas become MathML, which b
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 import shutil
@@ -22,7 +23,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
-from recipes import cards
+from recipes import cards, shell
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -135,7 +136,13 @@ def restructure(app: Any, what: str, name: str, thing: Any, options: Any, lines:
 
 
 def build(target: Path) -> int:
-    """Write the site to a folder, in place of what is there; the exit status."""
+    """Write the site to a folder, in place of the one that is there; the exit status.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if target.is_symlink() or (target.exists() and not (target / ".buildinfo").exists()):
+        raise ValueError(f"{target} is there and is no site: name a new folder")
     with tempfile.TemporaryDirectory() as folder, docutils_namespace():
         write_sources(Path(folder))
         pages = f"{folder}/site/pages"
@@ -143,11 +150,20 @@ def build(target: Path) -> int:
         app = Sphinx(folder, None, pages, f"{folder}/site/trees", "html", **how)
         app.build()
         if app.statuscode == 0:
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(target)
             shutil.move(pages, target)
     print(f"wrote {target / 'index.html'}" if app.statuscode == 0 else "the site was not written")
     return app.statuscode
 
 
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "site")
+    with shell.one_line_errors("build_site.py"):
+        return build(parser.parse_args().folder)
+
+
 if __name__ == "__main__":
-    sys.exit(build(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"))
+    sys.exit(main())

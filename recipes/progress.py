@@ -6,6 +6,7 @@ Where standard error is neither, nothing is said. `TQDM_DISABLE=1` keeps quiet e
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -30,8 +31,17 @@ def bar(steps: Iterable | None = None, what: str = "", *, unit: str = "step", **
     if not shown():
         return tqdm(steps, disable=True, **options)
 
+    return _ticking(tqdm)(steps, desc=what, unit=unit, leave=False, dynamic_ncols=True, **options)
+
+
+@functools.cache
+def _ticking(tqdm: type) -> type:
+    """A kind of bar of our own."""
+
     class Ticking(tqdm):
         """Drawn every second, also while nothing moves."""
+
+        monitor_interval = 0  # tqdm's own thread, which looks after bars that stand still
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -51,7 +61,7 @@ def bar(steps: Iterable | None = None, what: str = "", *, unit: str = "step", **
                 _open.remove(self)
             super().close()
 
-    return Ticking(steps, desc=what, unit=unit, leave=False, dynamic_ncols=True, **options)
+    return Ticking
 
 
 def bytes_bar(what: str, total: int = 1) -> Any:

@@ -110,7 +110,8 @@ def _mend_streams() -> None:
 def _begin_again_in_utf8() -> None:
     """Start this program again where file names are read as ASCII: TensorFlow cannot live in a folder such as
     `für alle` there, and nothing else could name it."""
-    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+    again = "-" not in sys.orig_argv and os.environ.get("PYTHONUTF8") != "1"
+    if sys.getfilesystemencoding() == "ascii" and again:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves
 

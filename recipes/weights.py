@@ -8,10 +8,14 @@ Command: python -m recipes.weights     write models/README.md anew
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +50,10 @@ def checked(name: str, command: str) -> Path:
     Raises:
         WeightsDamaged: they are missing, or not what is listed.
     """
-    path = path_of(name)
+    path, listed = path_of(name), sums()
     if not path.is_file():
         fault = "is missing"
-    elif sums().get(name) != _sha256(path):
+    elif listed.get(name) != _sha256(path):
         fault = f"is damaged, its SHA-256 is not the one in models/{SUMS}"
     else:
         return path
@@ -62,16 +66,34 @@ def is_there(path: Path, command: str) -> bool:
     Raises:
         WeightsDamaged: it comes with the cookbook, and is missing or damaged.
     """
-    home = path_of("")
-    if path.is_relative_to(home) and (name := str(path.relative_to(home))) in sums():
+    name = name_of(path)
+    if name and (path.exists() or name in sums()):
         checked(name, command)
     return path.exists()
 
 
+def name_of(path: Path) -> str | None:
+    """The name of a file in `models`, relative to it; None if it is elsewhere."""
+    home, path = path_of("").resolve(), path.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else None
+
+
 def sums() -> dict[str, str]:
-    """The SHA-256 of each file of weights, in hexadecimal, by its name relative to `models`."""
-    lines = path_of(SUMS).read_text("utf-8").splitlines()
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    """The SHA-256 of each file of weights, in hexadecimal, by its name relative to `models`.
+
+    Raises:
+        WeightsDamaged: there is no list, or it is none.
+    """
+    try:
+        lines = path_of(SUMS).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise WeightsDamaged(
+            None, f"models/{SUMS} is missing; `make models` trains all weights anew"
+        ) from None
+    found = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
+    if not all(found):
+        raise WeightsDamaged(None, f"models/{SUMS} is damaged; `make models` trains all weights anew")
+    return {match[2]: match[1] for match in found}
 
 
 def _sha256(path: Path) -> str:
@@ -104,12 +126,19 @@ def card(about: str, dataset: Dataset, seed: int, command: str, **figures: float
 
 
 def read_card(name: str) -> dict[str, str]:
-    """What the training wrote of weights: in their header, and for a folder of them in `card.json`."""
-    from safetensors import safe_open
+    """What the training wrote of weights: in their header, and for a folder of them in `card.json`.
+
+    Raises:
+        WeightsDamaged: they have no header.
+    """
+    from safetensors import SafetensorError, safe_open
 
     path = path_of(name)
-    with safe_open(path, "np") as file:
-        header = file.metadata()
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise WeightsDamaged(None, f"models/{name} cannot be read: {error}") from error
     together = path.parent / "card.json"
     if not together.exists():
         return header
@@ -120,29 +149,56 @@ def write(name: str, tensors: Mapping[str, np.ndarray], card: Mapping[str, str])
     """Write weights to `models`, in place of those that were there, and list them.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full; all is as it was.
     """
     from safetensors.numpy import save_file
 
     whole = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
-    with written_whole(path_of(name)) as temporary:
+    with _replaced(name) as temporary:
         save_file(whole, temporary, dict(card))
-        digest = _sha256(temporary)
-    _list({**sums(), name: digest})
 
 
-def move_in(folder: str, files: Sequence[Path], card: Mapping[str, str]) -> None:
-    """Make files the weights of a folder of `models`, with one card, in place of all that it held."""
+def copy_in(folder: str, files: Sequence[Path], card: Mapping[str, str]) -> None:
+    """Make copies of files the weights of a folder of `models`, with one card, in place of all that it held.
+
+    Whenever this is interrupted, what is there is listed, old or new.
+    """
     home = path_of(folder)
     home.mkdir(exist_ok=True)
     for path in files:
-        shutil.move(path, home / path.name)
+        with _replaced(f"{folder}/{path.name}") as temporary:
+            shutil.copyfile(path, temporary)
     write_json(home / "card.json", card)
-    others = {name: digest for name, digest in sums().items() if not name.startswith(f"{folder}/")}
-    _list(others | {f"{folder}/{path.name}": _sha256(home / path.name) for path in files})
-    for path in home.glob("*.safetensors"):
-        if path.name not in {path.name for path in files}:
-            path.unlink()
+    wanted = {path.name for path in files}
+    gone = [path for path in home.glob("*.safetensors") if path.name not in wanted]
+    with _alone():
+        _list({name: digest for name, digest in _listed().items() if path_of(name) not in gone})
+    for path in gone:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _replaced(name: str) -> Iterator[Path]:
+    """Yield a temporary file that takes the place of weights, and of their line in the list, at once."""
+    with _alone(), written_whole(path_of(name)) as temporary:
+        yield temporary
+        _list({**_listed(), name: _sha256(temporary)})
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other process write the list."""
+    handle = os.open(path_of(""), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _listed() -> dict[str, str]:
+    """The list, or an empty one in place of none."""
+    return sums() if path_of(SUMS).exists() else {}
 
 
 def _list(digests: Mapping[str, str]) -> None:

@@ -74,6 +74,18 @@ exit $status
 """
 
 
+APART = ["unshare", "--map-root-user", "--mount"]
+
+
+def may_mount() -> bool:
+    """Whether this user may mount a disk that only his processes see."""
+    try:
+        done = subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
 @pytest.fixture(scope="module", params=NUMBERED)
 def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
     """What every call of a recipe's command line ended with: a status and lines of standard error."""
@@ -86,16 +98,17 @@ def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
     small = SMALL.get(name, [])
     if "data" in importlib.import_module(f"recipes.{name}").Config.__dataclass_fields__:
         small = [*small, "--data", "embedded"]
-    calls = {**BAD, "written": [*small, *WRITTEN], **{what: [*small, *flags] for what, flags in FULL.items()}}
-    wrapped = [sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
+    calls = {**BAD, "written": [*small, *WRITTEN]}
+    can_mount = may_mount()
+    if can_mount:
+        calls |= {what: [*small, *flags] for what, flags in FULL.items()}
     environment = {key: os.environ[key] for key in ("HOME", "PATH", "OMP_NUM_THREADS") if key in os.environ}
     environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    apart = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*apart, "mount -t tmpfs none /mnt"], capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk that is full")
-    arguments = [*apart, ON_A_FULL_DISK, "sh", *wrapped]
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
+    shell = ["sh", "-c", ON_A_FULL_DISK if can_mount else '"$@" >&-', "sh"]
+    wrapped = [*shell, sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
+    apart = APART if can_mount else []
+    done = subprocess.run([*apart, *wrapped], cwd=folder, env=environment, capture_output=True, timeout=300)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
     found = json.loads((folder / "ends.json").read_text("utf-8"))
     return {what: (status, said.splitlines()) for what, (status, said) in found.items()} | {"folder": folder}
 
@@ -119,6 +132,8 @@ def test_without_utf8_display_or_standard_output_a_run_still_writes_what_it_shou
 
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk_is_one_line_and_status_1(ends, what):
+    if what not in ends:
+        pytest.skip("this user may not mount a disk that is full")
     status, lines = ends[what]
     assert status == 1
     assert lines[-1].endswith("No space left on device")
@@ -127,7 +142,8 @@ def test_a_full_disk_is_one_line_and_status_1(ends, what):
 
 def test_nothing_half_written_is_left(ends):
     folder: Path = ends["folder"]
-    assert (folder / "left").read_text().split() == ["filling"]
+    if (folder / "left").exists():
+        assert (folder / "left").read_text().split() == ["filling"]
     here = {path.name for path in folder.iterdir()}
     assert here - {"recipes", "datasets", "models", "full", "left", "ends.json"} == {
         "résultat.json",

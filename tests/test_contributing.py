@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -121,7 +122,15 @@ def seventh(root, tmp_path_factory):
     )
 
     def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)  # noqa: S607
+        installed = [
+            "-o",
+            ".venv/installed",
+            "-o",
+            ".venv-flower/installed",
+        ]  # they stay as they are
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        command = ["make", *installed, *arguments]
+        return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
 
     make.folder = folder
     return make
@@ -147,7 +156,7 @@ def test_the_tests_that_every_recipe_must_pass_are_run_on_it(seventh):
         "test", "ARGS=tests/test_repository.py tests/test_command_lines.py -n 0 -k randomised_response"
     )
     assert done.returncode == 0, done.stdout
-    assert re.search(r"\b1[0-9] passed", done.stdout), done.stdout
+    assert re.search(r"\b1[0-9] passed", done.stdout), done.stdout  # two less where no disk can be made full
 
 
 def test_its_card_gives_its_rows_of_the_tables(seventh):

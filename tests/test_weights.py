@@ -99,12 +99,51 @@ def test_scores_that_come_with_the_recipe_are_checked_too(empty_models):
     name = next(path for path in sorted(folder.glob("*quantile*")))
     assert weights.is_there(name, "make it")
     assert not weights.is_there(folder / "another.safetensors", "make it")
-    name.write_bytes(name.read_bytes()[:-1] + b"?")
+    whole = name.read_bytes()
+    name.write_bytes(whole[:-1] + b"?")
     with pytest.raises(weights.WeightsDamaged, match="make it"):
         weights.is_there(name, "make it")
     name.unlink()
     with pytest.raises(weights.WeightsDamaged, match="is missing"):
         weights.is_there(name, "make it")
+    name.write_bytes(whole)
+    (empty_models / weights.SUMS).write_text("")
+    with pytest.raises(weights.WeightsDamaged, match="make it"):
+        weights.is_there(name, "make it")
+
+
+@pytest.mark.parametrize("text", [None, "nonsense\n", "<<<<<<< HEAD\n"])
+def test_a_list_that_is_none_is_said_to_be_so_and_written_anew(empty_models, text):
+    weights.write("one.safetensors", TENSORS, {"about": "one"})
+    (empty_models / weights.SUMS).unlink()
+    if text:
+        (empty_models / weights.SUMS).write_text(text)
+    with pytest.raises(weights.WeightsDamaged, match=f"models/{weights.SUMS} is .*`make models`"):
+        weights.checked("one.safetensors", "make it")
+    if not text:
+        weights.write("one.safetensors", TENSORS, {"about": "one"})
+        assert weights.checked("one.safetensors", "make it")
+
+
+def test_shipped_weights_are_checked_however_their_path_is_spelled(empty_models, monkeypatch):
+    path = empty_models / "mnist_mlp.safetensors"
+    path.write_bytes((MODELS / path.name).read_bytes()[:-1] + b"?")
+    shutil.copy(MODELS / weights.SUMS, empty_models)
+    monkeypatch.chdir(empty_models)
+    for spelled in (mlp.SHIPPED, path, "mnist_mlp.safetensors", "../models/./mnist_mlp.safetensors"):
+        with pytest.raises(weights.WeightsDamaged):
+            mlp.read(spelled)
+
+
+def test_a_write_that_fails_leaves_weights_and_list_as_they_were(empty_models, monkeypatch):
+    weights.write("one.safetensors", TENSORS, {})
+    before = {path.name: path.read_bytes() for path in empty_models.iterdir()}
+    monkeypatch.setattr(
+        weights, "_list", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        weights.write("one.safetensors", {"weight": np.zeros(3)}, {})
+    assert {path.name: path.read_bytes() for path in empty_models.iterdir()} == before
 
 
 def test_what_was_trained_anew_takes_the_place_of_all_that_was_in_the_folder(
@@ -117,6 +156,7 @@ def test_what_was_trained_anew_takes_the_place_of_all_that_was_in_the_folder(
     waiting = tmp_path / "waiting"
     waiting.mkdir()
     save_file({"scores": np.zeros(3)}, waiting / "kept.safetensors", {"cpu_seconds": "5"})
+    (waiting / ".half.safetensors").touch()  # what a worker that was killed leaves
     monkeypatch.setattr(targets, "anew", lambda: waiting)
     targets.ship(real_cifar_100, 0)
     assert sorted(weights.sums()) == [f"{targets.SHIPPED}/kept.safetensors", "other.safetensors"]

@@ -16,6 +16,7 @@ anything that is made of them: the last weights, an average, or every one of the
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -173,7 +174,11 @@ def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
     Secants from `near`, as each value takes seconds: the logarithm of epsilon is nearly a straight line.
     """
     low, high, slope, place, before = 0, last, -1e-3, near, None
-    while high - low > 1:
+    for attempt in itertools.count(1):
+        if high - low == 1:
+            return high
+        if attempt % 4 == 0:  # it is no straight line
+            place = (low + high) // 2
         place = min(max(place, low + 1), high - 1)
         found = excess(place)
         if before and found != before[1]:
@@ -181,7 +186,7 @@ def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
         before = place, found
         low, high = (low, place) if found <= 0 else (place, high)
         place -= round(found / slope) or (1 if found <= 0 else -1)
-    return high
+    raise AssertionError("unreachable")
 
 
 def rounded_up(number: float) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from recipes import data, weights
+from recipes import data, progress, weights
+from recipes.membership_inference import kept, references
 from recipes.membership_inference.config import (
     COMMAND,
     RECORDS,
@@ -135,7 +136,8 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
         not any(weights.is_there(folder / job.file_name, COMMAND) for folder in folders) for job in wanted
     )
     if missing and len(images.member) >= 10_000:
-        print(f"training {missing} networks, about 8 CPU minutes each on 25,000 images", file=sys.stderr)
+        with progress.paused():
+            print(f"training {missing} networks, about 8 CPU minutes each on 25,000 images", file=sys.stderr)
     everything = iter(train_all(wanted, folders))
     found = {}
     for kind in kinds:
@@ -151,14 +153,14 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
 
 def anew() -> Path:
     """Where networks wait that are to come with the recipe."""
-    return data.cache_folder() / "membership_inference_anew"
+    return data.cache_folder() / f"membership_inference_anew_{references.VERSION}_{kept.VERSION}"
 
 
 def ship(dataset: data.Dataset, seed: int) -> None:
     """Put what waits in `anew` into `models`, in place of what was there."""
     about = "a network's answers, or an attack's scores"
     card = weights.card(about, dataset, seed, COMMAND)
-    weights.move_in(SHIPPED, sorted(anew().glob("*.safetensors")), card)
+    weights.copy_in(SHIPPED, sorted(anew().glob("[!.]*.safetensors")), card)
     shutil.rmtree(anew())
 
 

@@ -45,7 +45,9 @@ def read(path: Path | str) -> list[Layer]:
         ValueError: the file holds something other than such a network.
         OSError: there is no such file.
     """
-    path = weights.checked(Path(path).name, COMMAND) if str(path) == SHIPPED else Path(path)
+    path = weights.path_of(Path(path).name) if str(path) == SHIPPED else Path(path)
+    if name := weights.name_of(path):
+        weights.checked(name, COMMAND)
     tensors = _tensors(path)
     try:
         if path.suffix == ".safetensors":
