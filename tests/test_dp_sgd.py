@@ -49,6 +49,7 @@ from recipes.dp_sgd import (
     tradeoff,
     training,
 )
+from recipes.dp_sgd.accounting import _crossing
 from recipes.dp_sgd.gradients import cross_entropy
 from recipes.dp_sgd.sampling import Sampler
 
@@ -580,6 +581,27 @@ def test_the_noise_for_a_target_keeps_to_it_closely():
     for target, accountant in ((1.0, "pld"), (3.0, "rdp")):
         noise = noise_for(target, 0.05, 100, 1e-5, accountant)
         assert 0.98 * target < epsilon(0.05, noise, 100, 1e-5, accountant) <= target
+
+
+@given(
+    st.lists(st.floats(-9, 9), min_size=2, max_size=64),
+    st.integers(1, 2**14),
+    st.sampled_from([1, 7, 300]),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_least_noise_is_the_one_that_bisection_finds(values, near, width):
+    """Also where epsilon is flat, or falls in steps."""
+    falling = [*sorted(values, reverse=True), -9.0]
+    last, asked = 2**14, []
+
+    def excess(place: int) -> float:
+        asked.append(place)
+        return falling[min(place // width, len(falling) - 1)]
+
+    first = next(place for place in range(1, last + 1) if excess(place) <= 0 or place == last)
+    asked.clear()
+    assert _crossing(excess, last, near) == first
+    assert len(asked) == len(set(asked)) <= 60
 
 
 def test_a_statement_names_all_that_it_depends_on():

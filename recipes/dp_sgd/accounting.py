@@ -16,7 +16,6 @@ anything that is made of them: the last weights, an average, or every one of the
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -173,11 +172,10 @@ def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
 
     Secants from `near`, as each value takes seconds: the logarithm of epsilon is nearly a straight line.
     """
-    low, high, slope, place, before = 0, last, -1e-3, near, None
-    for attempt in itertools.count(1):
-        if high - low == 1:
-            return high
-        if attempt % 4 == 0:  # it is no straight line
+    low, high, slope, place, before, attempts = 0, last, -1e-3, near, None, 0
+    while high - low > 1:
+        attempts += 1
+        if attempts % 4 == 0:  # it may be no straight line at all
             place = (low + high) // 2
         place = min(max(place, low + 1), high - 1)
         found = excess(place)
@@ -186,7 +184,7 @@ def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
         before = place, found
         low, high = (low, place) if found <= 0 else (place, high)
         place -= round(found / slope) or (1 if found <= 0 else -1)
-    raise AssertionError("unreachable")
+    return high
 
 
 def rounded_up(number: float) -> str:
