@@ -1,3 +1,5 @@
 from recipes.dp_sgd import main
+from recipes.shell import one_line_errors
 
-main()
+with one_line_errors("recipes.dp_sgd"):
+    main()

@@ -1,3 +1,5 @@
 from recipes.membership_inference import main
+from recipes.shell import one_line_errors
 
-main()
+with one_line_errors("recipes.membership_inference"):
+    main()

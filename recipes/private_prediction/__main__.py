@@ -1,3 +1,5 @@
 from recipes.private_prediction import main
+from recipes.shell import one_line_errors
 
-main()
+with one_line_errors("recipes.private_prediction"):
+    main()
