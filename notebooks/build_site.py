@@ -111,7 +111,19 @@ def setup(app: Sphinx) -> None:
         (lambda page, node: mathml(page, node, "inline"), None),
         (lambda p, n: mathml(p, n, "block"), None),
     )
-    app.connect("autodoc-process-docstring", restructure, priority=100)
+    plain: dict[
+        str, list[str]
+    ] = {}  # docstrings of attributes, in which napoleon would take `word: …` for a type
+
+    def keep(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+        if what in ("attribute", "property"):
+            plain[name] = list(lines)
+
+    def bring_back(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+        lines[:] = plain.pop(name, lines)
+
+    for priority, handler in ((100, restructure), (200, keep), (900, bring_back)):
+        app.connect("autodoc-process-docstring", handler, priority=priority)
 
 
 def mathml(page: Any, node: nodes.Node, display: str) -> None:

@@ -258,38 +258,46 @@ def table(compared: bool = False) -> str:
     Args:
         compared: only those that stand beside a figure of the source or of a paper, as in README.md.
     """
-    rows = ["| experiment | command | measured here | source | elsewhere | time |"]
-    rows.append("| --- | --- | --- | --- | --- | --- |")
+    parts = []
     for card in read():
-        rows.append(f"| **{card['number']}. {card['question']}** | | | | | |")
-        for experiment in card["experiments"]:
-            if compared and not (experiment["source"] or experiment["published"]):
-                continue
-            runs = len(experiment["seeds"])
-            figures = [
-                _shown(name, experiment["metrics"][name], runs)
-                if name in experiment["metrics"]
-                else f"{name.replace('_', ' ')} **none**"
-                for name in experiment["shown"]
-            ]
-            flags = [f'ARGS="{experiment["flags"]}"'] if experiment["flags"] else []
-            data_flag = ["DATA=real"] if card["data"] else []
-            cells = [
-                experiment["name"],
-                f"`{' '.join([card['command'], *data_flag, *flags])}`",
-                ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
-                experiment["source"] or "–",
-                experiment["published"] or "–",
-                f"{two_digits(experiment['wall_seconds'] / runs)} s",
-            ]
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows = [f"**{card['number']}. {card['question']}**", ""]
+        rows.append("| experiment | command | measured here | source | elsewhere | time |")
+        rows.append("| --- | --- | --- | --- | --- | --- |")
+        rows += [
+            _row(card, experiment)
+            for experiment in card["experiments"]
+            if experiment["source"] or experiment["published"] or not compared
+        ]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _row(card: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
+    """A row of the table: one experiment of a card."""
+    runs = len(experiment["seeds"])
+    figures = [
+        _shown(name, experiment["metrics"][name], runs)
+        if name in experiment["metrics"]
+        else f"{name.replace('_', ' ')} **none**"
+        for name in experiment["shown"]
+    ]
+    flags = [f'ARGS="{experiment["flags"]}"'] if experiment["flags"] else []
+    data_flag = ["DATA=real"] if card["data"] else []
+    cells = [
+        experiment["name"],
+        f"`{' '.join([card['command'], *data_flag, *flags])}`",
+        ", ".join(figures) + (f" ({runs} seeds)" if runs > 1 else ""),
+        experiment["source"] or "–",
+        experiment["published"] or "–",
+        f"{two_digits(experiment['wall_seconds'] / runs)}\N{NO-BREAK SPACE}s",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _shown(name: str, spread: Mapping[str, float], runs: int) -> str:
     mean = spread["mean"]
     shown = f"{mean:,.0f}" if float(mean).is_integer() else f"{mean:.5g}"
-    return f"{name.replace('_', ' ')} **{shown}**" + (f" ± {spread['std']:.2g}" if runs > 1 else "")
+    return f"{name.replace('_', ' ')} **{shown}**" + (f" ± {two_digits(spread['std'])}" if runs > 1 else "")
 
 
 def two_digits(ratio: float) -> str:

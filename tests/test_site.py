@@ -63,6 +63,7 @@ def test_it_holds_notebooks_results_and_a_reference(pages, site):
     for name in ("Config", "Trainer", "epsilon", "noise_for"):
         assert f'id="recipes.dp_sgd.{name}"' in text, name
     assert "the least noise multiplier" in text.lower()
+    assert "Where images come from: the real data set" in text  # not taken for a type
 
 
 def test_nothing_is_loaded_from_elsewhere(pages, site):
