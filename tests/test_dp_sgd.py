@@ -49,7 +49,7 @@ from recipes.dp_sgd import (
     tradeoff,
     training,
 )
-from recipes.dp_sgd.accounting import _crossing
+from recipes.dp_sgd.accounting import first_that_holds
 from recipes.dp_sgd.gradients import cross_entropy
 from recipes.dp_sgd.sampling import Sampler
 
@@ -429,7 +429,7 @@ def test_the_layouts_of_keras_and_pytorch_are_each_others_inverse():
 
 def test_noise_has_the_mean_and_covariance_that_are_stated():
     network, (inputs, labels) = nn.Linear(4, 3).double(), a_batch(0, 8, (4,))
-    how = Settings(steps=20_000, batch=8, clip=0.5, noise_multiplier=1.7, learning_rate=1e-12, seed=1)
+    how = Settings(steps=8_000, batch=8, clip=0.5, noise_multiplier=1.7, learning_rate=1e-12, seed=1)
     trainer = Trainer(network, inputs, labels, how)
     exact = torch.cat([g.flatten() for g in clipped_sum(network, inputs, labels, 0.5).gradients])
     trainer.sampler = iter(lambda: torch.arange(8), None)  # the same batch each time
@@ -442,7 +442,7 @@ def test_noise_has_the_mean_and_covariance_that_are_stated():
     spread = np.where(np.eye(size, dtype=bool), 2.0, 1.0)  # of each entry, times the steps
     z = (covariance - np.eye(size)) * np.sqrt(steps / spread)
     assert np.abs(z).max() < stats.norm.isf(CHANCE / size**2)
-    percentile = stats.chi2(white.size).cdf(np.square(white).sum())  # sees 1.3 % too much variance
+    percentile = stats.chi2(white.size).cdf(np.square(white).sum())  # sees 2 % too much variance
     assert CHANCE < percentile < 1 - CHANCE
     assert stats.kstest(white.ravel()[:: size + 1], "norm").pvalue > CHANCE
 
@@ -583,25 +583,26 @@ def test_the_noise_for_a_target_keeps_to_it_closely():
         assert 0.98 * target < epsilon(0.05, noise, 100, 1e-5, accountant) <= target
 
 
-@given(
-    st.lists(st.floats(-9, 9), min_size=2, max_size=64),
-    st.integers(1, 2**14),
-    st.sampled_from([1, 7, 300]),
-)
-@settings(max_examples=300, deadline=None)
-def test_the_least_noise_is_the_one_that_bisection_finds(values, near, width):
-    """Also where epsilon is flat, or falls in steps."""
-    falling = [*sorted(values, reverse=True), -9.0]
-    last, asked = 2**14, []
+@given(st.integers(1, 2**14), st.integers(1, 2**14))
+def test_a_search_from_any_guess_finds_the_first_place_in_few_looks(first, near):
+    asked = []
 
-    def excess(place: int) -> float:
+    def holds(place: int) -> bool:
         asked.append(place)
-        return falling[min(place // width, len(falling) - 1)]
+        return place >= first
 
-    first = next(place for place in range(1, last + 1) if excess(place) <= 0 or place == last)
-    asked.clear()
-    assert _crossing(excess, last, near) == first
-    assert len(asked) == len(set(asked)) <= 60
+    assert first_that_holds(holds, 2**14, near) == first
+    assert len(asked) == len(set(asked)) <= 30
+    if abs(first - near) <= 1:
+        assert len(asked) <= 4
+
+
+def test_the_least_noise_is_the_one_that_bisection_finds():
+    low, high = 0.05, 1e4
+    while high > 1.001 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if epsilon(0.1, middle, 20, 1e-5) <= 2 else (middle, high)
+    assert noise_for(2, 0.1, 20, 1e-5) == high
 
 
 def test_a_statement_names_all_that_it_depends_on():
@@ -851,7 +852,7 @@ def test_settings_that_make_no_sense_are_refused(changes):
 
 
 def test_an_honest_training_is_audited_within_a_factor_of_two():
-    bound = many_runs(Attack(), 2000)
+    bound = many_runs(Attack(), 1000)
     assert bound.stated == pytest.approx(Ledger(1.1, 4, 8, steps=2).epsilon(1e-5))
     assert bound.stated / 2 <= bound.this_mechanism <= bound.stated
     assert 0 < bound.any_mechanism <= bound.stated
@@ -862,11 +863,11 @@ def test_an_honest_training_is_audited_within_a_factor_of_two():
 def test_a_planted_fault_is_found_and_the_honest_training_beside_it_is_not(name):
     # 5 % of honest trainings may be found out by chance, at the most; seeds are fixed
     parts, attack = planted()[name]
-    faulty = many_runs(attack, 1000, parts)
+    faulty = many_runs(attack, 600, parts)
     assert faulty.found_out
     assert faulty.this_mechanism > faulty.stated
     if attack != Attack():
-        assert not many_runs(attack, 400).found_out
+        assert not many_runs(attack, 200).found_out
 
 
 def test_an_audit_is_right_as_often_as_it_says_and_sees_a_third_less_noise():

@@ -122,12 +122,24 @@ def budget(ledgers: Iterable[Ledger], delta: float, accountant: Accountant = "pl
     return float(book.get_epsilon(delta)) if taken else 0.0
 
 
-@lru_cache(maxsize=256)
 def epsilon(
     probability: float, noise_multiplier: float, steps: int, delta: float, accountant: Accountant = "pld"
 ) -> float:
     """Epsilon of so many steps on Poisson batches; probability 1 takes every example each time."""
-    book = _accountant(accountant, noise_multiplier)
+    return _epsilon(probability, noise_multiplier, steps, delta, accountant)
+
+
+@lru_cache(maxsize=256)
+def _epsilon(
+    probability: float,
+    noise_multiplier: float,
+    steps: int,
+    delta: float,
+    accountant: Accountant,
+    coarse: float = 1.0,
+) -> float:
+    """The same, with losses rounded up to a grid that is so many times as coarse."""
+    book = _accountant(accountant, noise_multiplier, coarse)
     book.compose(_event(probability, noise_multiplier, steps))
     return float(book.get_epsilon(delta))
 
@@ -149,41 +161,41 @@ def noise_for(
             f"target_epsilon {target_epsilon:g} would take a noise multiplier above {MOST_NOISE:g}"
         )
 
-    def excess(place: int, accountant: Accountant) -> float:
-        found = epsilon(probability, _noise_at(place), steps, delta, accountant)
-        return min(max(math.log(found / target_epsilon), -9.0), 9.0) if found else -9.0
+    def enough(place: int, coarse: float = 1.0) -> bool:
+        noise = on_the_way(LEAST_NOISE, MOST_NOISE, _HALVINGS, place)
+        return _epsilon(probability, noise, steps, delta, accountant, coarse) <= target_epsilon
 
     last = 2**_HALVINGS
-    near = bisect.bisect_left(range(1, last), True, key=lambda place: excess(place, "rdp") <= 0) + 1
-    return _noise_at(near if accountant == "rdp" else _crossing(lambda k: excess(k, "pld"), last, near))
+    near = bisect.bisect_left(range(1, last), True, key=lambda place: enough(place, 10.0)) + 1
+    return on_the_way(LEAST_NOISE, MOST_NOISE, _HALVINGS, first_that_holds(enough, last, near))
 
 
-def _noise_at(place: int) -> float:
-    """The noise multipliers that are tried, at places 1 to 2**_HALVINGS: each a thousandth above the last."""
-    low, high = LEAST_NOISE, MOST_NOISE
-    for halving in reversed(range(_HALVINGS)):  # so that the same place is the same number to the last bit
+def on_the_way(low: float, high: float, halvings: int, place: int) -> float:
+    """The number at a place, from 1 to 2**halvings, between two others, evenly by ratio; the last is `high`.
+
+    It is the one that bisection comes to, the same to the last bit.
+    """
+    for halving in reversed(range(halvings)):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if (place - 1) >> halving & 1 else (low, middle)
     return high
 
 
-def _crossing(excess: Callable[[int], float], last: int, near: int) -> int:
-    """The first place from which on `excess`, which falls, is 0 or less; `last` is such a place.
+def first_that_holds(holds: Callable[[int], bool], last: int, near: int) -> int:
+    """The first place, from 1 to `last`, from which on something holds; at `last` it is known to.
 
-    Secants from `near`, as each value takes seconds: the logarithm of epsilon is nearly a straight line.
+    Looks around `near` first, in growing steps: each look takes a second.
     """
-    low, high, slope, place, before, attempts = 0, last, -1e-3, near, None, 0
+    low, high, step = 0, last, 1
     while high - low > 1:
-        attempts += 1
-        if attempts % 4 == 0:  # it may be no straight line at all
-            place = (low + high) // 2
-        place = min(max(place, low + 1), high - 1)
-        found = excess(place)
-        if before and found != before[1]:
-            slope = (found - before[1]) / (place - before[0])
-        before = place, found
-        low, high = (low, place) if found <= 0 else (place, high)
-        place -= round(found / slope) or (1 if found <= 0 else -1)
+        place = min(max(near, low + 1), high - 1)
+        if holds(place):
+            high, near = place, place - step
+        else:
+            low, near = place, place + step
+        step *= 2
+        if low > 0 and high < last:
+            near = (low + high) // 2
     return high
 
 
@@ -224,7 +236,9 @@ def _event(probability: float, noise_multiplier: float, steps: int) -> dp_accoun
     return dp_accounting.SelfComposedDpEvent(event, steps)
 
 
-def _accountant(name: Accountant, noise_multiplier: float) -> dp_accounting.PrivacyAccountant:
+def _accountant(
+    name: Accountant, noise_multiplier: float, coarse: float = 1.0
+) -> dp_accounting.PrivacyAccountant:
     """An accountant for neighbours that differ by one example which is there or not.
 
     Little noise makes for large losses, which are rounded up to a coarser grid.
@@ -235,7 +249,7 @@ def _accountant(name: Accountant, noise_multiplier: float) -> dp_accounting.Priv
     neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     if name == "rdp":
         return rdp.RdpAccountant(neighboring_relation=neighbours)
-    grid = 1e-4 * max(1.0, (0.4 / noise_multiplier) ** 2)
+    grid = 1e-4 * coarse * max(1.0, (0.4 / noise_multiplier) ** 2)
     return pld.PLDAccountant(neighbours, grid)
 
 

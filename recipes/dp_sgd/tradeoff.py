@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import bisect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.dp_sgd.accounting import Ledger
+from recipes.dp_sgd.accounting import Ledger, first_that_holds, on_the_way
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+
+_HALVINGS = 10
+"""Of the ratio of 64 between the noises that are looked at, until it is half a percent."""
 
 
 class Curve:
@@ -22,9 +26,10 @@ class Curve:
     rounded up, so that no more is ruled out than there should be.
     """
 
-    def __init__(self, noise_multiplier: float, probability: float, steps: int) -> None:
+    def __init__(self, noise_multiplier: float, probability: float, steps: int, coarse: float = 1.0) -> None:
+        """With losses rounded up to a grid that is so many times as coarse as usual."""
         self.epsilons = np.linspace(-30.0, 30.0, 1201)
-        loss = _loss(noise_multiplier, probability, steps)
+        loss = _loss(noise_multiplier, probability, steps, coarse=coarse)
         self.deltas = np.array(loss.get_delta_for_epsilon(self.epsilons))
 
     def most_true(self, false: float) -> float:
@@ -37,21 +42,25 @@ class Curve:
 
 
 @lru_cache(maxsize=256)
-def _curve(noise_multiplier: float, probability: float, steps: int) -> Curve:
+def _curve(noise_multiplier: float, probability: float, steps: int, coarse: float) -> Curve:
     """One that several attacks on the same training ask for is worked out once."""
-    return Curve(noise_multiplier, probability, steps)
+    return Curve(noise_multiplier, probability, steps, coarse)
 
 
 @lru_cache(maxsize=2)  # some have millions of numbers
 def _loss(
-    noise_multiplier: float, probability: float, steps: int, rounded_up: bool = True
+    noise_multiplier: float,
+    probability: float,
+    steps: int,
+    rounded_up: bool = True,
+    coarse: float = 1.0,
 ) -> PrivacyLossDistribution:
     from dp_accounting.pld import privacy_loss_distribution
 
     one = privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier,
         pessimistic_estimate=rounded_up,
-        value_discretization_interval=1e-3,
+        value_discretization_interval=1e-3 * coarse,
         sampling_prob=probability,
         use_connect_dots=rounded_up,  # which can only round up
     )
@@ -64,16 +73,18 @@ def least_epsilon(ledger: Ledger, delta: float, contradicted: Callable[[Curve], 
     Noise from an eighth of the stated to eight times as much is looked at, to half a percent.
     """
     probability = ledger.batch / ledger.examples
-    low, high = ledger.noise_multiplier / 8, ledger.noise_multiplier * 8
-    if not contradicted(_curve(high, probability, ledger.steps)):
+    bounds = ledger.noise_multiplier / 8, ledger.noise_multiplier * 8, _HALVINGS
+
+    def ruled_out(place: int, coarse: float = 1.0) -> bool:
+        return contradicted(_curve(on_the_way(*bounds, place), probability, ledger.steps, coarse))
+
+    last = 2**_HALVINGS
+    near = bisect.bisect_left(range(1, last), True, key=lambda place: ruled_out(place, 10.0)) + 1
+    found = first_that_holds(ruled_out, last, near)
+    if found == last and not ruled_out(last):
         return 0.0
-    while high / low > 1.005:
-        middle = math.sqrt(low * high)
-        if contradicted(_curve(middle, probability, ledger.steps)):
-            high = middle
-        else:
-            low = middle
-    return float(_loss(high, probability, ledger.steps, rounded_up=False).get_epsilon_for_delta(delta))
+    noise = on_the_way(*bounds, found)
+    return float(_loss(noise, probability, ledger.steps, rounded_up=False).get_epsilon_for_delta(delta))
 
 
 def drawn(ledger: Ledger) -> np.ndarray:
