@@ -6,6 +6,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 FLOWER := .venv-flower/installed
 MAKEFLAGS += --no-print-directory
+export PYTHONUTF8 := 1  # else Python would not start in a folder like `für alle` where text is ASCII
 RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
