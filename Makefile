@@ -7,7 +7,7 @@ STAMP := .venv/installed
 FLOWER := .venv-flower/installed
 MAKEFLAGS += --no-print-directory
 # Else Python would not start in a folder like `für alle` where text is ASCII.
-export PYTHONUTF8 := 1
+export LC_ALL := C.UTF-8
 RECIPES := recipe-1 recipe-2 recipe-3 recipe-4 recipe-5 recipe-6
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 

@@ -103,9 +103,9 @@ def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
     if can_mount:
         calls |= {what: [*small, *flags] for what, flags in FULL.items()}
     environment = {key: os.environ[key] for key in ("HOME", "PATH", "OMP_NUM_THREADS") if key in os.environ}
-    # Python itself does not start in ASCII if it is installed in a folder like ours; make says UTF-8 there
-    as_utf8 = "0" if sys.prefix.isascii() else "1"
-    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": as_utf8}
+    # Python itself does not start in ASCII if it is installed in a folder like ours; make says UTF-8
+    locale = "C" if sys.prefix.isascii() else "C.UTF-8"
+    environment |= {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     shell = ["sh", "-c", ON_A_FULL_DISK if can_mount else '"$@" >&-', "sh"]
     wrapped = [*shell, sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
     apart = APART if can_mount else []
