@@ -104,7 +104,7 @@ def ends(request, root, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
         calls |= {what: [*small, *flags] for what, flags in FULL.items()}
     environment = {key: os.environ[key] for key in ("HOME", "PATH", "OMP_NUM_THREADS") if key in os.environ}
     # Python itself does not start in ASCII if it is installed in a folder like ours; make says UTF-8
-    locale = "C" if sys.prefix.isascii() else "C.UTF-8"
+    locale = "C" if os.path.realpath(sys.prefix).isascii() else "C.UTF-8"
     environment |= {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     shell = ["sh", "-c", ON_A_FULL_DISK if can_mount else '"$@" >&-', "sh"]
     wrapped = [*shell, sys.executable, "-c", DRIVER, name, json.dumps(calls), "ends.json"]
