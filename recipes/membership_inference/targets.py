@@ -13,7 +13,6 @@ import numpy as np
 from torch import nn
 
 from recipes import data, progress, weights
-from recipes.membership_inference import kept, references
 from recipes.membership_inference.config import (
     COMMAND,
     RECORDS,
@@ -24,9 +23,10 @@ from recipes.membership_inference.config import (
     Training,
 )
 from recipes.membership_inference.fitting import Examples
+from recipes.membership_inference.kept import VERSION as SCORES_VERSION
 from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.networks import alexnet
-from recipes.membership_inference.references import Job, Plan, Trained, halves, train_all
+from recipes.membership_inference.references import VERSION, Job, Plan, Trained, halves, train_all
 
 TRAININGS: dict[Kind, Training] = {
     "overfitted": Training(epochs=16, mirrored_epochs=7),
@@ -153,7 +153,7 @@ def trained(kinds: Sequence[Kind], images: Pool, config: Config) -> dict[Kind, T
 
 def anew() -> Path:
     """Where networks wait that are to come with the recipe."""
-    return data.cache_folder() / f"membership_inference_anew_{references.VERSION}_{kept.VERSION}"
+    return data.cache_folder() / f"membership_inference_anew_{VERSION}_{SCORES_VERSION}"
 
 
 def ship(dataset: data.Dataset, seed: int) -> None:
