@@ -133,9 +133,9 @@ class Field:
     def _multiply(self, x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         quotient = np.multiply(x, y, dtype=np.float64)
         quotient *= 1 / self.prime
-        with np.errstate(over="ignore"):
-            rest = np.multiply(x, y, out=out)
-            rest = np.add(rest, self._p - quotient.astype(np.uint64) * self._p, out=out)
+        whole = np.multiply(quotient.astype(np.uint64), self._p)  # as a function it may wrap without a word
+        rest = np.multiply(x, y, out=out)
+        rest = np.add(rest, np.subtract(self._p, whole), out=out)
         return self._once(self._once(rest))
 
     def total(self, residues: np.ndarray) -> np.ndarray:
@@ -171,8 +171,7 @@ class Field:
         """Take the prime off where x is not below it, in place: where it is, the difference wraps, and
         so is the larger."""
         x = np.asarray(x)
-        with np.errstate(over="ignore"):
-            return np.minimum(x, x - self._p, out=x)
+        return np.minimum(x, np.subtract(x, self._p), out=x)
 
     # ---- chance
 

@@ -207,13 +207,11 @@ class Shamir(Additive):
     def share(self, residues: np.ndarray, draw: Draw = secrets.token_bytes, key: np.ndarray | None = None):
         """`[*shape]` to shares `[parties, 1, *shape]`, uint64."""
         coefficients = self.field.random((self.threshold, *np.shape(residues)), draw)
-        rows = []
-        for x in map(np.uint64, range(1, self.parties + 1)):
-            y = np.zeros_like(coefficients[0])
-            for coefficient in coefficients:  # Horner's scheme
-                y = self.field.multiply(self.field.add(y, coefficient), x)
-            rows.append(self.field.add(y, residues))
-        return np.stack(rows)[:, None]
+        x = np.arange(1, self.parties + 1, dtype=np.uint64).reshape(-1, *[1] * np.ndim(residues))
+        y = np.zeros((self.parties, *np.shape(residues)), np.uint64)
+        for coefficient in coefficients:  # Horner's scheme
+            y = self.field.multiply(self.field.add(y, coefficient), x)
+        return self.field.add(y, residues)[:, None]
 
     def constant(self, residues: np.ndarray, here: Sequence[int], keys: np.ndarray) -> np.ndarray:
         """Shares of a public number: every party holds it, the polynomial is constant."""
@@ -266,8 +264,7 @@ class Shamir(Additive):
     def _at(self, x: int, points: Sequence[int], rows: np.ndarray) -> np.ndarray:
         """The value at x of the polynomial through `points`: Lagrange's formula."""
         weights = _lagrange(x, tuple(points), self.field.prime)
-        terms = [self.field.multiply(row, np.uint64(w)) for row, w in zip(rows, weights, strict=True)]
-        return self.field.total(np.stack(terms))
+        return self.field.total(self.field.multiply(rows, np.array(weights, np.uint64)[:, None]))
 
     def _beyond_repair(self, count: int) -> str:
         correctable = (count - self.needed) // 2
