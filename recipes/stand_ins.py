@@ -13,6 +13,7 @@ machine rounds alike, and the pictures are put together in integers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -63,10 +64,8 @@ def arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
     Returns:
         `train_images`, `train_labels`, `test_images`, ... as `recipes.data` caches the real ones.
     """
-    draw, seed = {"mnist": (digits, 0), "fashion-mnist": (garments, 1), "cifar-100": (textures, 2)}[name]
-    drawn = draw(spec["train"] + spec["test"], np.random.default_rng(seed))
     parts = {}
-    for part, array in zip(("images", "labels"), drawn, strict=True):
+    for part, array in zip(("images", "labels"), _drawn(name, spec["train"] + spec["test"]), strict=True):
         parts[f"train_{part}"], parts[f"test_{part}"] = np.split(array, [spec["train"]])
     if "coarse_classes" in spec:
         groups = enumerate(spec["coarse_classes"].values())
@@ -75,6 +74,14 @@ def arrays(name: str, spec: Mapping) -> dict[str, np.ndarray]:
         for split in ("train", "test"):
             parts[f"{split}_coarse_labels"] = coarse_of_fine[parts[f"{split}_labels"]]
     return parts
+
+
+@functools.lru_cache(maxsize=2)  # drawing takes seconds, and a notebook loads its data many times
+def _drawn(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    draw, seed = {"mnist": (digits, 0), "fashion-mnist": (garments, 1), "cifar-100": (textures, 2)}[name]
+    images, labels = draw(count, np.random.default_rng(seed))
+    images.flags.writeable = labels.flags.writeable = False  # all who load them share them
+    return images, labels
 
 
 def digits(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
