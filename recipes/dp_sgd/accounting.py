@@ -60,7 +60,10 @@ class Ledger:
         """
         if self.sampling == "shuffle":
             return self.shuffle_bounds(delta, accountant)[1]
-        return budget([self], delta, accountant)
+        check_delta(delta)
+        if not self.steps or not self.noise_multiplier:
+            return math.inf if self.steps else 0.0
+        return epsilon(self.batch / self.examples, self.noise_multiplier, self.steps, delta, accountant)
 
     def shuffle_bounds(self, delta: float, accountant: Accountant = "pld") -> tuple[float, float]:
         """A lower and an upper bound of epsilon if the batches are those of shuffled epochs.

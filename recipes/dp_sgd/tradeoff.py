@@ -89,6 +89,6 @@ def least_epsilon(ledger: Ledger, delta: float, contradicted: Callable[[Curve], 
 
 def drawn(ledger: Ledger) -> np.ndarray:
     """The stated trade-off: `[n, 2]`, a false positive rate and the highest true positive rate with it."""
-    curve = Curve(ledger.noise_multiplier, ledger.batch / ledger.examples, ledger.steps)
+    curve = _curve(ledger.noise_multiplier, ledger.batch / ledger.examples, ledger.steps, 1.0)
     false = np.linspace(0.0, 1.0, 201)
     return np.stack([false, [curve.most_true(at) for at in false]], axis=1)
