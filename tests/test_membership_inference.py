@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -500,6 +501,16 @@ def plan(count: int = 120, how: Training = Training(epochs=4, batch=16)) -> refe
 def jobs(of: references.Plan, number: int = 2) -> list[references.Job]:
     rows = references.halves(len(of.examples[1]), number // 2, 0)
     return [references.Job(f"small_{k}", of, row, k + 1, keep_weights=True) for k, row in enumerate(rows)]
+
+
+def interrupts_are_blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_interrupt_reaches_us_and_not_the_workers() -> None:
+    # else those that are still starting say where they were
+    assert list(references.in_parallel(interrupts_are_blocked, [(), ()], 2)) == [True, True]
+    assert not interrupts_are_blocked()
 
 
 def test_references_are_taken_up_where_a_run_was_stopped(tmp_path: Path, monkeypatch) -> None:

@@ -8,11 +8,13 @@ that a run that was stopped goes on.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
 import warnings
@@ -179,19 +181,33 @@ def in_parallel(
         workers: processes; None: one a core.
         what: what they do, for a progress bar.
     """
+    from multiprocessing import resource_tracker
+
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
 
+    resource_tracker.ensure_running()  # as it unblocks interrupts when it starts
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
     with warnings.catch_warnings(), parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         warnings.filterwarnings("ignore", "A worker stopped")  # having grown: another takes its place
         calls = (delayed(_in_a_worker)(work, *one) for one in arguments)
         try:
-            done = Parallel(return_as="generator", mmap_mode="c")(calls)
+            with _interrupts_blocked():  # the workers start here, and end when we say so
+                done = Parallel(return_as="generator", mmap_mode="c")(calls)
             yield from progress.bar(done, what, unit="network", total=len(arguments))
         except BaseException:
             get_reusable_executor().shutdown(kill_workers=True)  # else they would end their work first
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and does not reach processes that are started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_a_worker(work: Callable[..., Any], *arguments: Any) -> Any:

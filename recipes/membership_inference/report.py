@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recipes.membership_inference import metrics
-from recipes.membership_inference.auditing import Attack, Audit
 from recipes.membership_inference.experiment import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from recipes.membership_inference.auditing import Attack, Audit
 
 SEED = "(to all who do not know the seed, which stands in the config: with it the noise can be taken away)"
 COUNT = (
