@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,25 @@ def empty_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / weights.SUMS).touch()
     monkeypatch.setattr(weights, "path_of", lambda name: folder / name)
     return folder
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Call a recipe's command line with flags that it must refuse: the one line that it says."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(recipe: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [recipe, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module(f"recipes.{recipe}").main()
+        printed, said = capfd.readouterr()
+        assert (stop.value.code, printed) == (2, ""), said
+        assert said.startswith(f"recipes.{recipe}: ")
+        assert said.count("\n") == 1
+        return said
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

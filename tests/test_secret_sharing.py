@@ -1242,12 +1242,9 @@ def test_json_keys(tmp_path):
         ["1", "--json", "nowhere/out.json"],
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(arguments, tmp_path):
-    done = calculator(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("recipes.secret_sharing: ")
+def test_bad_input_is_one_line_and_exit_2(refused, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("secret_sharing", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
