@@ -25,8 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from recipes import parties
-from recipes.parties import HEADER_BYTES, Line, Network, PartyLost, Tls, run_processes, run_threads
-from recipes.parties import network as network_module
+from recipes.parties import HEADER_BYTES, Line, Network, PartyLost, Tls, run_processes, run_threads, wire
 
 SECRET = b"what all roles know"
 
@@ -85,7 +84,7 @@ def test_messages_keep_their_order_and_may_be_empty():
 
 
 def test_who_does_not_know_the_secret_stays_out(monkeypatch, capfd):
-    monkeypatch.setattr(network_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(wire, "PATIENCE", 1.0)
     result = together(lambda network: "in", secrets={"c": b"another"})
     assert isinstance(result["c"], PartyLost)
     assert result["c"].role in ("a", "b")  # whichever answered first
@@ -153,7 +152,7 @@ def waiting_for(role, addresses, listener, tls=None) -> threading.Thread:
     "changes", [{"protocol": "another 2"}, {"from": "z"}, {"from": "a"}, {"to": "b"}, {"from": ["b"]}]
 )
 def test_other_protocols_and_roles_are_turned_away(changes, monkeypatch, capfd):
-    monkeypatch.setattr(network_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(wire, "PATIENCE", 3.0)
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
     thread = waiting_for("a", addresses, listeners["a"])
@@ -165,7 +164,7 @@ def test_other_protocols_and_roles_are_turned_away(changes, monkeypatch, capfd):
 
 
 def test_a_proof_cannot_be_sent_back(monkeypatch, capfd):
-    monkeypatch.setattr(network_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(wire, "PATIENCE", 3.0)
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
     thread = waiting_for("a", addresses, listeners["a"])
@@ -198,7 +197,7 @@ def test_silence_is_taken_for_loss(monkeypatch):
 
     def protocol(network):
         joined.wait()
-        monkeypatch.setattr(network_module, "PATIENCE", 1.0)
+        monkeypatch.setattr(wire, "PATIENCE", 1.0)
         if network.role == "c":
             time.sleep(5)
         else:
@@ -422,7 +421,7 @@ def test_a_message_has_left_before_its_sender_goes_on(certificates):
 )
 def test_a_role_without_its_certificate_stays_out(who, authority, certificates, monkeypatch, capfd):
     """c shows another role's certificate, one by a stranger, trusts the stranger, or shows none."""
-    monkeypatch.setattr(network_module, "PATIENCE", 2.0)
+    monkeypatch.setattr(wire, "PATIENCE", 2.0)
     tls = {"a": certificates("a"), "c": certificates(who, authority) if who else None}
     result = together(lambda network: "in", roles=("a", "c"), tls=tls)
     assert all(isinstance(error, PartyLost) for error in result.values())
@@ -432,14 +431,14 @@ def test_a_role_without_its_certificate_stays_out(who, authority, certificates, 
 
 def test_who_answers_without_the_certificate_is_not_talked_to(certificates, monkeypatch):
     """a answers c with b's certificate."""
-    monkeypatch.setattr(network_module, "PATIENCE", 2.0)
+    monkeypatch.setattr(wire, "PATIENCE", 2.0)
     tls = {"a": certificates("b"), "c": certificates("c")}
     result = together(lambda network: "in", roles=("a", "c"), tls=tls)
     assert "certificate is not valid for 'a'" in str(result["c"])
 
 
 def test_garbage_on_an_encrypted_port_is_turned_away(certificates, monkeypatch, capfd):
-    monkeypatch.setattr(network_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(wire, "PATIENCE", 3.0)
     listener = socket.create_server(("127.0.0.1", 0))
     addresses = {"a": listener.getsockname(), "b": ("127.0.0.1", 1)}
     thread = waiting_for("a", addresses, listener, certificates("a"))
@@ -563,7 +562,7 @@ def test_the_signal_is_named(number, name, capfd):
 
 
 def test_who_goes_silent_when_all_others_have_ended_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(network_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(wire, "PATIENCE", 1.0)
     start = time.monotonic()
     with pytest.raises(PartyLost, match="b has gone silent; the others have ended"):
         run_processes(stop_at_the_end, NUMBERS)

@@ -13,9 +13,11 @@ authenticated. That is for the loopback interface of one machine. Between machin
 certificate (`Tls`): connections are then encrypted, and a role is who its certificate says.
 """
 
-from recipes.parties.network import HEADER_BYTES, PATIENCE, PROTOCOL, Line, Network, PartyLost, Tls
+from recipes.parties.handshake import PROTOCOL, Tls
+from recipes.parties.network import Line, Network
 from recipes.parties.processes import run_processes
 from recipes.parties.threads import Mailboxes, run_threads
+from recipes.parties.wire import HEADER_BYTES, PATIENCE, PartyLost
 
 __all__ = [
     "HEADER_BYTES",

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from recipes.parties import network
-from recipes.parties.network import Line, Network, PartyLost
+from recipes.parties import wire
+from recipes.parties.network import Line, Network
+from recipes.parties.wire import PartyLost
 
 _GRACE = 2.0  # seconds that the others have to end by themselves once a role has died
 
@@ -93,7 +94,7 @@ def _results(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, Any]:
         if any(codes.values()):
             deadline = min(deadline, time.monotonic() + _GRACE)
         elif list(codes.values()).count(None) == 1:  # it has nobody to wait for any more
-            deadline = min(deadline, time.monotonic() + network.PATIENCE)
+            deadline = min(deadline, time.monotonic() + wire.PATIENCE)
         time.sleep(0.01)
     for process in processes.values():
         process.kill()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from recipes.parties.network import HEADER_BYTES, PartyLost
+from recipes.parties.wire import HEADER_BYTES, PartyLost
 
 
 class Mailboxes:
