@@ -12,7 +12,7 @@ import numpy as np
 from recipes import data
 from recipes.parties import Line
 from recipes.private_prediction import mlp, roles
-from recipes.private_prediction.protocol import Reveal
+from recipes.private_prediction.material import Reveal
 
 
 @dataclass(frozen=True)

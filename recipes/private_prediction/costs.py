@@ -20,11 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipes.parties import HEADER_BYTES
-from recipes.private_prediction.comparison import BLOCK, LEAF, PROTOCOLS, groups, pieces
-from recipes.private_prediction.protocol import Reveal, pairs, rank_type, rank_values
+from recipes.private_prediction.comparison import PROTOCOLS
+from recipes.private_prediction.function_secret_sharing import BLOCK, LEAF
+from recipes.private_prediction.material import Reveal, pairs, rank_type, rank_values
 from recipes.private_prediction.randomness import SEED_BYTES
 from recipes.private_prediction.ring import plane_bytes
 from recipes.private_prediction.scales import Scale
+from recipes.private_prediction.truth_tables import groups, pieces
 
 WORD_BYTES = 8
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.private_prediction import protocol, ring
+from recipes.private_prediction import material, ring
 from recipes.private_prediction.mlp import Layer
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER, Dealer
 from recipes.private_prediction.rehearsal import Rehearsal
@@ -56,7 +56,7 @@ def images_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> np.ndarray:
     masked = ring.from_bytes(message, first.ring_bits, (batch, first.inputs))
     if provider_helps:
         source = _replayed(rehearsal)
-        protocol.deal_weights(source, rehearsal.terms.scales)
+        material.deal_weights(source, rehearsal.terms.scales)
         masked -= source.mask_of(CLIENT, batch, first.inputs)[0]
     return ring.decode(masked, first.input_bits, first.ring_bits)
 
@@ -64,7 +64,7 @@ def images_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> np.ndarray:
 def weights_seen_by(rehearsal: Rehearsal, provider_helps: bool) -> list[Layer]:
     """What the client can make of the network, with the provider or without."""
     scales = rehearsal.terms.scales
-    masks = protocol.deal_weights(_replayed(rehearsal), scales)
+    masks = material.deal_weights(_replayed(rehearsal), scales)
     messages = [message for sender, message in rehearsal.received[CLIENT] if sender == SERVER]
     found = []
     for scale, mask, message in zip(scales, masks, messages[1:], strict=False):

@@ -11,8 +11,8 @@ import numpy as np
 
 from recipes import parties
 from recipes.private_prediction import roles
+from recipes.private_prediction.material import Reveal
 from recipes.private_prediction.mlp import Layer
-from recipes.private_prediction.protocol import Reveal
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.private_prediction import protocol
+from recipes.private_prediction import material, protocol
 from recipes.private_prediction.comparison import PROTOCOLS
 from recipes.private_prediction.mlp import Layer
 from recipes.private_prediction.randomness import CLIENT, PROVIDER, SERVER, Dealer, Dealt
@@ -42,7 +42,7 @@ class Terms:
     """Inputs must not be smaller than this."""
     highest: float
     """… and not greater than this."""
-    reveal: protocol.Reveal
+    reveal: material.Reveal
     """The most that the server lets the client learn: logits include the label."""
 
     def message(self) -> bytes:
@@ -67,7 +67,7 @@ class Order:
     """What the client asks for."""
 
     comparison: str
-    reveal: protocol.Reveal
+    reveal: material.Reveal
 
     def message(self) -> bytes:
         """For the other roles."""
@@ -87,7 +87,7 @@ class Order:
 
 
 def terms(
-    layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: float, reveal: protocol.Reveal
+    layers: Sequence[Layer], fraction_bits: int, lowest: float, highest: float, reveal: material.Reveal
 ) -> Terms:
     """What a server with these layers announces.
 
@@ -150,7 +150,7 @@ def ask(
         query = inputs[start : start + batch]
         begun = time.perf_counter()
         network.send({role: _number(len(query)) for role in (SERVER, PROVIDER)})
-        materials = protocol.deal(
+        materials = material.deal(
             party.source, party.comparison, layers, len(query), order.reveal, lambda _: None
         )
         network.receive(SERVER)  # it is ready, too
@@ -180,7 +180,7 @@ def answer(network: Any, layers: Sequence[Layer], offered: Terms) -> dict[str, A
     party.tally.mark("weights")
     images = 0
     while batch := _number_of(network.receive(CLIENT)):
-        materials = protocol.deal(party.source, party.comparison, shared, batch, order.reveal, lambda _: None)
+        materials = material.deal(party.source, party.comparison, shared, batch, order.reveal, lambda _: None)
         network.send({CLIENT: b""})
         protocol.evaluate(party, shared, materials, None, order.reveal)
         images += batch
@@ -194,11 +194,11 @@ def provide(network: Any, draw: Callable[[int], bytes] = secrets.token_bytes) ->
     tally = protocol.Tally(network)
     source = Dealer(network.send, draw)
     tally.mark("seeds")
-    masks = protocol.deal_weights(source, offered.scales)
+    masks = material.deal_weights(source, offered.scales)
     comparison, images = PROTOCOLS[order.comparison](), 0
     while batch := _number_of(network.receive(CLIENT)):
         tally.skip()
-        protocol.deal(source, comparison, masks, batch, order.reveal, tally.mark)
+        material.deal(source, comparison, masks, batch, order.reveal, tally.mark)
         images += batch
     return {"steps": tally.steps, "images": images}
 
