@@ -42,9 +42,10 @@ from recipes.secret_sharing.arithmetic import (
     truncate_exact,
     truncate_probabilistic,
 )
-from recipes.secret_sharing.calculator import Config, Result, cost_table, describe, main, plot, run
+from recipes.secret_sharing.calculator import Config, Result, main, run
 from recipes.secret_sharing.field import CHAPTER_PRIME, Field
 from recipes.secret_sharing.links import Traffic
+from recipes.secret_sharing.report import cost_table, describe, plot
 from recipes.secret_sharing.schemes import Additive, Authenticated, CheaterDetected, Shamir
 from recipes.secret_sharing.session import Session, decrypt, encrypt
 
