@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,100 +12,19 @@ import numpy as np
 from torch import nn
 
 from recipes import training
-from recipes.membership_inference import attacks, inference_model, metrics, quantile
+from recipes.membership_inference import attacker, attacks, inference_model, metrics, quantile
+from recipes.membership_inference.attacker import check_config
 from recipes.membership_inference.attacks import Signals
-from recipes.membership_inference.bound import Bound, epsilon_lower_bound
+from recipes.membership_inference.bound import epsilon_lower_bound
 from recipes.membership_inference.config import REFERENCES, Config, Training
-from recipes.membership_inference.exposed import Exposed, most_exposed
+from recipes.membership_inference.exposed import most_exposed
 from recipes.membership_inference.fitting import Examples
-from recipes.membership_inference.inference_model import ARTICLE, Exploit, Settings
+from recipes.membership_inference.inference_model import Exploit
 from recipes.membership_inference.kept import Kept
 from recipes.membership_inference.references import Job, Plan, Trained, confidences, halves, train_all
+from recipes.membership_inference.results import Attack, Audit
 
 _CONFIG, _TRAINING, _NOWHERE = Config(), Training(), Kept("")
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One attack's scores, what they are worth, and what they cost."""
-
-    scores: np.ndarray
-    """`[N]` of the judged records, high for members."""
-    evaluation: metrics.Evaluation
-    references: int
-    """Networks that were trained for it."""
-    cpu_seconds: float
-    """Of its own, and of the references."""
-    knows_members: bool = False
-    """Whether it learned from members that the attacker knew."""
-
-    def summary(self) -> dict[str, Any]:
-        """For JSON: AUC, balanced accuracy, rates and seconds."""
-        e = self.evaluation
-        return {
-            "auc": e.auc,
-            "auc_interval": (e.auc_low, e.auc_high),
-            "balanced_accuracy": e.balanced_accuracy,
-            "balanced_accuracy_interval": (e.balanced_accuracy_low, e.balanced_accuracy_high),
-            "tpr_at_fpr": {f"{rate:g}": point.true_positives.value for rate, point in e.points.items()},
-            "tpr_at_fpr_interval": {
-                f"{rate:g}": (point.true_positives.low, point.true_positives.high)
-                for rate, point in e.points.items()
-            },
-            "precision": {
-                f"{rate:g}": {f"{prior:g}": point.precision(prior).value for prior in metrics.PRIORS}
-                for rate, point in e.points.items()
-            },
-            "references": self.references,
-            "knows_members": self.knows_members,
-            "cpu_seconds": round(self.cpu_seconds, 2),
-        }
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What all attacks found out about one network."""
-
-    target: str
-    train_accuracy: float
-    """On all members."""
-    test_accuracy: float
-    """On the population."""
-    attacks: dict[str, Attack]
-    judged: np.ndarray
-    """`[N]` int64: the records that attacks are judged on; places among members, then non-members."""
-    member: np.ndarray
-    """`[N]` bool, of the judged records."""
-    labels: np.ndarray
-    """`[N]` int64."""
-    bound: Bound | None
-    """Of epsilon, from below; None if nobody said that members were chosen by fair tosses."""
-    exposed: Exposed
-    stated_epsilon: float | None = None
-    statement: str | None = None
-    """What the target's training states, in full."""
-
-    @property
-    def headline(self) -> str:
-        """The attack whose figures stand for all, chosen before any was seen: BaVarIA with all references, or
-        the loss where there are too few for it."""
-        bavaria = [name for name in self.attacks if name.startswith("BaVarIA")]
-        return bavaria[-1] if bavaria else "loss"
-
-    def summary(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "target": self.target,
-            "train_accuracy": self.train_accuracy,
-            "test_accuracy": self.test_accuracy,
-            "attacks": {name: attack.summary() for name, attack in self.attacks.items()},
-            "epsilon_lower_bound": self.bound.epsilon if self.bound else None,
-            "epsilon_lower_bound_attack": self.bound.attack if self.bound else None,
-            "stated_epsilon": self.stated_epsilon,
-            "statement": self.statement,
-            "judged_members": int(self.member.sum()),
-            "judged_non_members": int((~self.member).sum()),
-        }
 
 
 def audit(
@@ -158,7 +77,7 @@ def audit(
     )
     member = np.arange(len(examples[1])) < len(members[1])
     examples, population = ((part[0], part[1].astype(np.int64)) for part in (examples, population))
-    mirror = _mirrored(config, how) and examples[0].ndim == 4
+    mirror = attacker.mirrored(config, how) and examples[0].ndim == 4
     plan = Plan(model, examples, population, how, mirror=mirror, seed=config.seed)
     count = REFERENCES if config.references is None else config.references
     rows = halves(len(member), count // 2, config.seed)
@@ -233,23 +152,55 @@ def audit_with(
         fair_tosses: whether members were chosen by fair tosses of a coin, as a bound of epsilon needs it.
         kept: where the scores of attacks that learn are kept.
     """
-    inputs, labels = plan.examples
-    known = _known(config, len(member))
-    judged = np.flatnonzero(~known)
     check_config(config, plan, member)
-    exploits = _exploits(config, model)
+    case = _Case(member, attacker.known(config, len(member)), config, kept)
+    inputs, labels = plan.examples
+    exploits = attacker.exploits(config, model)
     view = inference_model.view(model, exploits.values(), inputs, labels)
     logits = view.logits.numpy()
-    phi, of_population = (
-        (answers.confidences, answers.population)
-        if answers
-        else (confidences(model, examples, plan.mirror) for examples in (plan.examples, plan.population))
+    seen = _Seen.of(model, plan, config, answers)
+    _attack_by_answers(case, plan, logits, seen)
+    _attack_by_inference_models(case, view, exploits)
+    _attack_by_references(case, seen, references)
+    own = {attack_name: attack.scores for attack_name, attack in case.found.items()}
+    judged = case.judged
+    return Audit(
+        name,
+        float(np.mean(logits[member].argmax(1) == labels[member])),
+        answers.test_accuracy if answers else training.accuracy(model, *plan.population),
+        case.found,
+        judged,
+        member[judged],
+        labels[judged],
+        epsilon_lower_bound(own, member[judged], plan.how.delta) if fair_tosses else None,
+        most_exposed(_seeds(case, seen, references), member[judged]),
+        answers.fit.epsilon if answers else None,
+        answers.fit.statement if answers else None,
     )
-    views = slice(None) if _mirrored(config, plan.how) else slice(1)
-    phi, of_population = phi[views], of_population[views]
-    found: dict[str, Attack] = {}
+
+
+# --- the attacks, in the order in which they are shown -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Whom attacks are judged on, and what those that have been made found."""
+
+    member: np.ndarray
+    """`[N]` bool."""
+    known: np.ndarray
+    """`[N]` bool: whom the attacker knows; the others are judged on."""
+    config: Config
+    kept: Kept
+    found: dict[str, Attack] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Places of the records that attacks are judged on."""
+        return np.flatnonzero(~self.known)
 
     def add(
+        self,
         name: str,
         scores: Callable[[], np.ndarray],
         costs: Sequence[Trained] = (),
@@ -257,127 +208,107 @@ def audit_with(
         settings: Any = None,
         **about: Any,
     ) -> None:
+        """Make an attack, and judge it.
+
+        Args:
+            scores: makes its scores, of the judged records.
+            costs: the references that it needs.
+            kept: where its scores are kept, if anywhere.
+            settings: what they depend on besides the target, if they are kept.
+            about: more fields of `Attack`.
+        """
         of_judged, spent = kept.scores(name, settings, scores)
         spent += sum(reference.fit.cpu_seconds for reference in costs)
-        rates = config.false_positive_rates or metrics.FALSE_POSITIVE_RATES
-        evaluation = metrics.evaluate(of_judged, member[judged], rates, config.seed)
-        found[name] = Attack(of_judged, evaluation, len(costs), spent, **about)
+        rates = self.config.false_positive_rates or metrics.FALSE_POSITIVE_RATES
+        evaluation = metrics.evaluate(of_judged, self.member[self.judged], rates, self.config.seed)
+        self.found[name] = Attack(of_judged, evaluation, len(costs), spent, **about)
 
-    add("loss", lambda: attacks.loss(logits[judged], labels[judged]))
-    add("entropy", lambda: attacks.entropy(logits[judged]))
-    add("modified entropy", lambda: attacks.modified_entropy(logits[judged], labels[judged]))
-    add(
+
+@dataclass(frozen=True)
+class _Seen:
+    """The target's confidences."""
+
+    phi: np.ndarray
+    """`[V, N]`, of its records."""
+    of_population: np.ndarray
+    """`[V, M]`."""
+    views: slice
+    """Whether mirror images are asked about, too, or the images alone."""
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Plan, config: Config, answers: Trained | None) -> _Seen:
+        """What the target has answered, or what it answers now."""
+        phi, of_population = (
+            (answers.confidences, answers.population)
+            if answers
+            else (confidences(model, examples, plan.mirror) for examples in (plan.examples, plan.population))
+        )
+        views = slice(None) if attacker.mirrored(config, plan.how) else slice(1)
+        return cls(phi[views], of_population[views], views)
+
+    def beside(self, references: Sequence[Trained]) -> Signals:
+        """What it and references answered about the same records."""
+        posterior = [reference.deviations for reference in references]
+        return Signals(
+            self.phi,
+            np.stack([reference.confidences[self.views] for reference in references]),
+            np.stack([reference.trained_on for reference in references]),
+            self.of_population,
+            np.stack([reference.population[self.views] for reference in references]),
+            None if any(part is None for part in posterior) else np.stack(posterior),
+        )
+
+
+def _attack_by_answers(case: _Case, plan: Plan, logits: np.ndarray, seen: _Seen) -> None:
+    """The attacks that need no reference, and know no member."""
+    judged, (inputs, labels) = case.judged, plan.examples
+    case.add("loss", lambda: attacks.loss(logits[judged], labels[judged]))
+    case.add("entropy", lambda: attacks.entropy(logits[judged]))
+    case.add("modified entropy", lambda: attacks.modified_entropy(logits[judged], labels[judged]))
+    case.add(
         "quantile regression",
         lambda: quantile.scores(
-            (of_population[0], *plan.population),
-            (phi[0, judged], inputs[judged], labels[judged]),
-            seed=config.seed,
+            (seen.of_population[0], *plan.population),
+            (seen.phi[0, judged], inputs[judged], labels[judged]),
+            seed=case.config.seed,
         ),
-        kept=kept,
-        settings=(config.known_share, config.seed),
+        kept=case.kept,
+        settings=(case.config.known_share, case.config.seed),
     )
+
+
+def _attack_by_inference_models(
+    case: _Case, view: inference_model.View, exploits: Mapping[str, Exploit]
+) -> None:
+    """The article's attack, which learns from the members that the attacker knows."""
+    settings = attacker.settings(case.config)
     for exploit_name, exploit in exploits.items():
-        settings = _settings(config)
-        add(
+        case.add(
             f"inference model, {exploit_name}",
-            lambda exploit=exploit, settings=settings: inference_model.train(
-                view.components(exploit), member, known, settings
-            )[judged],
-            kept=kept,
-            settings=(exploit, settings, config.known_share),
+            lambda exploit=exploit: inference_model.train(
+                view.components(exploit), case.member, case.known, settings
+            )[case.judged],
+            kept=case.kept,
+            settings=(exploit, settings, case.config.known_share),
             knows_members=True,
         )
+
+
+def _attack_by_references(case: _Case, seen: _Seen, references: Sequence[Trained]) -> None:
+    """The attacks that are calibrated by references, with the first two, four … and with all."""
     for used in sorted({2, 4, 8, 16, 32, 64, len(references)}):
         if not 2 <= used <= len(references):
             continue
         some = references[:used]
-        signals = _signals(phi, of_population, some, views).of(judged)
+        signals = seen.beside(some).of(case.judged)
         for attack_name, scores in _calibrated(used, signals).items():
-            add(f"{attack_name}, {used}", scores, some)
-    pairs = [
-        _signals(phi, of_population, references[i : i + 2], views).of(judged)
-        for i in range(0, len(references), 2)
-    ]
-    seeds = [attacks.lira(pair, online=False) for pair in pairs] or [found["loss"].scores]
-    own = {attack_name: attack.scores for attack_name, attack in found.items()}
-    return Audit(
-        name,
-        float(np.mean(logits[member].argmax(1) == labels[member])),
-        answers.test_accuracy if answers else training.accuracy(model, *plan.population),
-        found,
-        judged,
-        member[judged],
-        labels[judged],
-        epsilon_lower_bound(own, member[judged], plan.how.delta) if fair_tosses else None,
-        most_exposed(seeds, member[judged]),
-        answers.fit.epsilon if answers else None,
-        answers.fit.statement if answers else None,
-    )
+            case.add(f"{attack_name}, {used}", scores, some)
 
 
-def _mirrored(config: Config, how: Training) -> bool:
-    """Whether to ask about mirror images."""
-    return how.augment if config.mirror is None else config.mirror
-
-
-def _known(config: Config, records: int) -> np.ndarray:
-    """`[N]` bool: the records that the attacker knows, members or not, by the toss of a coin each."""
-    return np.random.default_rng((config.seed, 5)).random(records) < config.known_share
-
-
-def check_config(config: Config, plan: Plan, member: np.ndarray) -> None:
-    """Raise ValueError for what the config asks for and these records or this network cannot give."""
-    two = tuple(part[:2] for part in plan.examples)
-    network = copy.deepcopy(plan.network).eval()
-    inference_model.view(network, _exploits(config, network).values(), *two)
-    known = _known(config, len(member))
-    for kind, of_kind in (("members", member), ("non-members", ~member)):
-        for what, these in (("known", known & of_kind), ("judged", ~known & of_kind)):
-            if these.sum() < 10:
-                raise ValueError(
-                    f"{int(these.sum())} {kind} would be {what}, and 10 are needed: give more records, or "
-                    f"another known_share than {config.known_share:g}"
-                )
-    others = int((~member & ~known).sum())
-    floor = metrics.floor(max(1, others))
-    for rate in config.false_positive_rates or ():
-        if rate < floor:
-            raise ValueError(
-                f"false_positive_rates {rate:g}: with {others:,} non-members to judge on, "
-                f"nothing below {floor:.2g} can be shown; take more records, or a higher rate"
-            )
-
-
-def _exploits(config: Config, model: nn.Module) -> Mapping[str, Exploit]:
-    """The article's three, as far as the network has as many layers; or the one that the config describes."""
-    if config.layers_to_exploit is None and config.gradients_to_exploit is None:
-        count = len(inference_model.layers(model))
-        return {name: exploit for name, exploit in ARTICLE.items() if len(exploit.layers_to_exploit) <= count}
-    layers, gradients = config.layers_to_exploit or (), config.gradients_to_exploit or ()
-    return {"chosen": Exploit(layers, gradients, config.exploit_loss, config.exploit_label)}
-
-
-def _settings(config: Config) -> Settings:
-    return Settings(
-        optimiser=config.attack_optimiser,
-        learning_rate=config.attack_learning_rate,
-        epochs=config.attack_epochs,
-        seed=config.seed,
-    )
-
-
-def _signals(
-    phi: np.ndarray, of_population: np.ndarray, references: Sequence[Trained], views: slice
-) -> Signals:
-    posterior = [reference.deviations for reference in references]
-    return Signals(
-        phi,
-        np.stack([reference.confidences[views] for reference in references]),
-        np.stack([reference.trained_on for reference in references]),
-        of_population,
-        np.stack([reference.population[views] for reference in references]),
-        None if any(part is None for part in posterior) else np.stack(posterior),
-    )
+def _seeds(case: _Case, seen: _Seen, references: Sequence[Trained]) -> list[np.ndarray]:
+    """Scores by each pair of references alone; the loss's, if there is none."""
+    pairs = [seen.beside(references[i : i + 2]).of(case.judged) for i in range(0, len(references), 2)]
+    return [attacks.lira(pair, online=False) for pair in pairs] or [case.found["loss"].scores]
 
 
 def _calibrated(references: int, signals: Signals) -> dict[str, Callable[[], np.ndarray]]:

@@ -13,7 +13,7 @@ from recipes import data
 from recipes.membership_inference.config import FULL, Config, Kind
 
 if TYPE_CHECKING:
-    from recipes.membership_inference.auditing import Audit
+    from recipes.membership_inference.results import Audit
     from recipes.membership_inference.targets import Pool, Target
 
 
@@ -76,7 +76,8 @@ class Result:
 def run(config: Config) -> Result:
     """Audit one target, or all three."""
     from recipes.membership_inference import page, targets
-    from recipes.membership_inference.auditing import audit_with, check_config
+    from recipes.membership_inference.attacker import check_config
+    from recipes.membership_inference.auditing import audit_with
     from recipes.membership_inference.references import in_parallel
 
     kinds = get_args(Kind) if config.target == "all" else (config.target,)

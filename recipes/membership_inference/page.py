@@ -13,9 +13,9 @@ import numpy as np
 
 from recipes.files import check_writable, written_whole
 from recipes.membership_inference import metrics, report
-from recipes.membership_inference.auditing import Audit
 from recipes.membership_inference.experiment import Result
 from recipes.membership_inference.report import TITLES, percent
+from recipes.membership_inference.results import Audit
 
 _STYLE = """
 :root { color-scheme: light }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from recipes.membership_inference.auditing import Attack, Audit
+    from recipes.membership_inference.results import Attack, Audit
 
 SEED = "(to all who do not know the seed, which stands in the config: with it the noise can be taken away)"
 COUNT = (
