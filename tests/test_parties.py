@@ -136,45 +136,41 @@ def hello(address, **changes):
     return connection
 
 
-def waiting_for(role, addresses, listener, tls=None) -> threading.Thread:
-    """A thread in which a role waits in vain for the others."""
+@contextlib.contextmanager
+def waiting(listeners, addresses, tls=None):
+    """Meanwhile a waits for b, who comes at last."""
 
-    def wait():
-        with contextlib.suppress(PartyLost):
-            Network(role, addresses, SECRET, listener, tls=tls)
+    def play(role):
+        with Network(role, addresses, SECRET, listeners[role], tls=tls and tls(role)):
+            pass
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(play, "a")
+        yield
+        assert not first.done()
+        play("b")
+        first.result(10)
 
 
 @pytest.mark.parametrize(
     "changes", [{"protocol": "another 2"}, {"from": "z"}, {"from": "a"}, {"to": "b"}, {"from": ["b"]}]
 )
-def test_other_protocols_and_roles_are_turned_away(changes, monkeypatch, capfd):
-    monkeypatch.setattr(wire, "PATIENCE", 3.0)
+def test_other_protocols_and_roles_are_turned_away(changes, capfd):
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
-    thread = waiting_for("a", addresses, listeners["a"])
-    with hello(addresses["a"], **changes) as connection:
+    with waiting(listeners, addresses), hello(addresses["a"], **changes) as connection:
         assert connection.recv(100) == b""
-    thread.join()
-    listeners["b"].close()
     assert capfd.readouterr().err.count("turned away") == 1
 
 
-def test_a_proof_cannot_be_sent_back(monkeypatch, capfd):
-    monkeypatch.setattr(wire, "PATIENCE", 3.0)
+def test_a_proof_cannot_be_sent_back(capfd):
     listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
     addresses = {role: listener.getsockname() for role, listener in listeners.items()}
-    thread = waiting_for("a", addresses, listeners["a"])
-    with hello(addresses["a"]) as connection:
+    with waiting(listeners, addresses), hello(addresses["a"]) as connection:
         answer = connection.recv(1000)
         assert b"proof" in answer
         connection.sendall(answer)  # what it has just proved, returned as our own proof
         assert connection.recv(100) == b""
-    thread.join()
-    listeners["b"].close()
     assert capfd.readouterr().err.count("turned away") == 1
 
 
@@ -199,7 +195,7 @@ def test_silence_is_taken_for_loss(monkeypatch):
         joined.wait()
         monkeypatch.setattr(wire, "PATIENCE", 1.0)
         if network.role == "c":
-            time.sleep(5)
+            time.sleep(3)
         else:
             network.exchange(dict.fromkeys(network.sent, b"here"))
 
@@ -400,6 +396,14 @@ def test_with_certificates_all_is_encrypted(certificates):
         assert sent == (None if role == "c" else HEADER_BYTES + len(secret))
 
 
+def test_whoever_goes_as_soon_as_it_has_come_is_not_missed(certificates):
+    """b takes its leave in the same breath in which it proves that it belongs here."""
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+    with waiting(listeners, addresses, certificates):
+        pass
+
+
 def test_a_message_has_left_before_its_sender_goes_on(certificates):
     """It computes for longer than the others are patient, and is not taken for lost."""
     size = 6_050_000
@@ -437,17 +441,17 @@ def test_who_answers_without_the_certificate_is_not_talked_to(certificates, monk
     assert "certificate is not valid for 'a'" in str(result["c"])
 
 
-def test_garbage_on_an_encrypted_port_is_turned_away(certificates, monkeypatch, capfd):
-    monkeypatch.setattr(wire, "PATIENCE", 3.0)
-    listener = socket.create_server(("127.0.0.1", 0))
-    addresses = {"a": listener.getsockname(), "b": ("127.0.0.1", 1)}
-    thread = waiting_for("a", addresses, listener, certificates("a"))
-    with socket.create_connection(addresses["a"], timeout=10) as stranger:
+def test_garbage_on_an_encrypted_port_is_turned_away(certificates, capfd):
+    listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in "ab"}
+    addresses = {role: listener.getsockname() for role, listener in listeners.items()}
+    with (
+        waiting(listeners, addresses, certificates),
+        socket.create_connection(addresses["a"], timeout=10) as stranger,
+    ):
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             while stranger.recv(100):
                 pass
-    thread.join()
     assert capfd.readouterr().err.count("turned away") == 1
 
 

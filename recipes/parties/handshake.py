@@ -227,7 +227,6 @@ class Meeting:
 
         # `drain` then waits until all is sent; asyncio's TLS would be confused by a limit of 0
         writer.transport.set_write_buffer_limits(high=1, low=0)
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.streams[role] = reader, writer
         self.headers[role] = header = asyncio.create_task(reader.readexactly(HEADER_BYTES))
         header.add_done_callback(_take_note)
