@@ -22,6 +22,7 @@
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
 ROUNDS = 20  # with a hundred clients
 CROWD = 1000  # clients
+LIMIT = 300  # rounds after which a table is not waited for any longer
 
 # %%
 import dataclasses
@@ -36,9 +37,8 @@ from recipes import cards
 from recipes import federated_averaging as fa
 from recipes.data import load
 from recipes.dp_sgd.accounting import rounded_up
-from recipes.federated_averaging import robust
+from recipes.federated_averaging import robust, table
 from recipes.federated_averaging import secure_aggregation as sealing
-from recipes.federated_averaging.table import LIMIT
 
 # %% [markdown]
 # ## The data
@@ -180,9 +180,8 @@ _ = axes[2].set_xlabel("client")
 # them E times in batches of B. In each round 10 of the 100 take part.
 
 # %%
-table = fa.run(dataclasses.replace(config, table=True)).table
 print(f"{'rounds to 80 %':16} {'iid':>8} {'shards':>8}")
-for row in table:
+for row in table.rows(data, config, limit=LIMIT):
     iid, shards = (f"over {LIMIT}" if n is None else n for n in (row.iid, row.shards))
     print(f"{row.name:16} {iid:>8} {shards:>8}")
 

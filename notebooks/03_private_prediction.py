@@ -22,6 +22,7 @@
 
 # %% tags=["parameters"]
 DATA = "auto"  # "real", "embedded" (stand-ins drawn here), or "auto": real if it can be had
+IMAGES = 10_000  # that are classified by three processes
 
 # %%
 import textwrap
@@ -226,7 +227,7 @@ row("tables, if logits are told", costs.query(rehearsal.terms.scales, 1, "tables
 # reveals labels only.
 
 # %%
-result = pp.run(pp.Config(data=DATA, images=10_000))
+result = pp.run(pp.Config(data=DATA, images=IMAGES))
 print(f"{result.images:,} images ({result.data})")
 print(f"right, on shares:     {result.accuracy:.2%}")
 print(f"right, in the clear:  {result.plaintext_accuracy:.2%}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # As many tests run at once as there are cores. Numba, which galois uses, sets the number for PyTorch, too.
@@ -102,12 +104,25 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """What is started here stays on one core: as many tests run at once as there are cores."""
+    cores = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(cores)[worker % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.fixture(scope="session")
 def python(root: Path):
-    """Run `python ...` in a process of its own, from the checkout."""
+    """Run `python ...` in a process of its own, on one core, from the checkout."""
 
     def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         options = {"cwd": root, "timeout": 300, "capture_output": True, "text": True} | options
-        return subprocess.run([sys.executable, *arguments], **options)
+        with one_core():
+            return subprocess.run([sys.executable, *arguments], **options)
 
     return run

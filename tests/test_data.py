@@ -123,7 +123,7 @@ def test_grey_stand_ins_are_learnable_but_not_trivial(name):
         *(nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.Conv2d(8, 16, 5, 2), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(256, 10)),
     )
-    assert accuracy(small, epochs=3) > 0.95
+    assert accuracy(small, epochs=6) > 0.95
 
 
 def test_a_model_over_fitted_to_the_colour_stand_in_leaks_membership():
@@ -148,8 +148,9 @@ def test_a_model_over_fitted_to_the_colour_stand_in_leaks_membership():
 
 
 def _tensors(torch, dataset: data.Dataset):
-    splits = (dataset.train, dataset.test)
-    pairs = [(data.channels_first(data.scale(s.images)), s.labels.astype(np.int64)) for s in splits]
+    """A third of the training set, and half of the test set."""
+    some = (dataset.train, 20_000), (dataset.test, 5_000)
+    pairs = [(data.channels_first(data.scale(s.images[:n])), s.labels[:n].astype(np.int64)) for s, n in some]
     return [torch.tensor(array) for pair in pairs for array in pair]
 
 

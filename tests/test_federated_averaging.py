@@ -997,7 +997,7 @@ def test_a_run_that_is_interrupted_leaves_no_worker(root, by):
         start_new_session=True,
     )
     workers = wait_for_workers(process)
-    time.sleep(3)
+    time.sleep(1)
     process.send_signal(by)
     said, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + by

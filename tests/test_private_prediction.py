@@ -797,8 +797,7 @@ def child(process: subprocess.Popen, role: str) -> psutil.Process:
     raise AssertionError(f"no {role} was seen")
 
 
-@pytest.mark.parametrize("victim", roles.ROLES)
-@pytest.mark.parametrize("moment", [0.1, 4.0])
+@pytest.mark.parametrize(("moment", "victim"), [*((0.1, role) for role in roles.ROLES), (4.0, SERVER)])
 def test_a_role_that_is_killed_ends_all_in_five_seconds_with_one_line(started, victim, moment):
     process = started("--images", "2000", "--batch", "1")
     killed = child(process, victim)

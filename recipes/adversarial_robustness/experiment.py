@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from recipes.adversarial_robustness.search import Search
 
 
+_WHAT = "attacks and proofs"
+
+
 def run(config: Config) -> Result:
     """Attack, doubt, defend and prove, on as many processes as there are cores.
 
@@ -87,14 +90,19 @@ def _train(config: Config, dataset: data.Dataset) -> None:
 
 
 def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """Each job in a process of its own, as many at once as there are cores, one thread each."""
+    """Each job in a process of its own, as many at once as there are cores, one thread each.
+
+    Where there is but one core, or one job, it is done here.
+    """
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
+    if workers == 1:
+        return [function(*arguments) for function, arguments in progress.bar(jobs, _WHAT, unit="part")]
     threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)  # read when the libraries are imported, in the new processes
     try:
         context = multiprocessing.get_context("spawn")
         others = set(multiprocessing.active_children())
-        workers = min(len(jobs), len(os.sched_getaffinity(0)))
         with (
             _main_left_alone(),
             ProcessPoolExecutor(workers, context, initializer=_die_quietly) as pool,
@@ -102,7 +110,7 @@ def _in_processes(jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) ->
             futures = [pool.submit(function, *arguments) for function, arguments in jobs]
             try:
                 done = as_completed(futures)
-                for future in progress.bar(done, "attacks and proofs", unit="part", total=len(futures)):
+                for future in progress.bar(done, _WHAT, unit="part", total=len(futures)):
                     future.result()
                 return [future.result() for future in futures]
             except BrokenProcessPool as error:

@@ -46,7 +46,7 @@ def rounds_to(target: float, limit: int, data: Dataset, config: Config) -> int |
     return None
 
 
-def rows(data: Dataset, config: Config) -> tuple[Row, ...]:
+def rows(data: Dataset, config: Config, limit: int = LIMIT) -> tuple[Row, ...]:
     """FedSGD, and federated averaging with little and much local work, by softmax regression: 100 clients, 10
     a round."""
     found = []
@@ -62,5 +62,5 @@ def rows(data: Dataset, config: Config) -> tuple[Row, ...]:
             learning_rate=rate,
         )
         both = (dataclasses.replace(each, partition=kind) for kind in ("iid", "shards"))
-        found.append(Row(name, rate, *(rounds_to(TARGET, LIMIT, data, one) for one in both)))
+        found.append(Row(name, rate, *(rounds_to(TARGET, limit, data, one) for one in both)))
     return tuple(found)
