@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -79,6 +79,8 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.stdout.flush()
     except KeyboardInterrupt:
         _leave(program, "interrupted", 130)
+    except SystemExit as stop:
+        _end(stop.code)
     except BrokenPipeError:  # the reader of our output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -119,4 +121,12 @@ def _begin_again_in_utf8() -> None:
 def _leave(program: str, message: str, status: int) -> None:
     with contextlib.suppress(OSError):
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _end(status)
+
+
+def _end(status: Any) -> NoReturn:
+    """After an interrupt this is the end where TensorFlow Federated runs: it leaves threads that cannot be
+    ended, and Python would abort or hang over them."""
+    if status in (130, 128 + signal.SIGTERM) and "tensorflow_federated" in sys.modules:
+        os._exit(status)
     raise SystemExit(status) from None

@@ -67,8 +67,10 @@ def tff_runtime(tff) -> Iterator[None]:
     use_new_runtime()
     try:
         yield
-    finally:
+    except GeneratorExit:
         use_new_runtime()  # TFF ends the server of a runtime that nothing refers to any more …
+        raise
+    finally:
         for child in psutil.Process().children(recursive=True):
             if child.name() == "worker_binary":  # … but an exception on its way out may refer to it
                 child.kill()
