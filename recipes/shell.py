@@ -72,6 +72,8 @@ def _first_paragraph(box: str) -> str:
 def one_line_errors(program: str) -> Iterator[None]:
     """Turn exceptions into one line on stderr and an exit status; end quietly when interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see recipes/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _mend_streams()
     _begin_again_in_utf8()
     try:

@@ -1001,7 +1001,9 @@ def test_a_run_that_is_interrupted_leaves_no_worker(root, by):
     process.send_signal(by)
     said, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + by
-    assert (said, errors.count("\n")) == ("", int(by == signal.SIGINT))
+    assert said == ""
+    assert not re.search("Traceback|terminate|FATAL", errors)  # TensorFlow may have said more as it started
+    assert errors.endswith("recipes.federated_averaging: interrupted\n") or by == signal.SIGTERM
     assert not any(map(alive, workers))
 
 

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,17 @@ def test_a_notebook_is_looked_at_unless_it_is_built(monkeypatch, quiet):
     assert progress.shown() is not bool(quiet)
 
 
+def test_an_interrupt_while_numpy_is_loaded_ends_it_without_a_traceback():
+    command = [sys.executable, "-m", "recipes.secret_sharing"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "multiarray" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said
+
+
 RUNS = {
     "federated_averaging": ["--rounds", "400", "--no-table"],
     "private_prediction": ["--datasite"],
@@ -112,4 +124,4 @@ def test_a_recipe_says_what_it_does_and_ends_at_once_when_interrupted(name):
     assert f"{title} … 00:0" in shown, shown
     assert status == 130
     assert "Traceback" not in shown
-    assert shown.rstrip().endswith(f"recipes.{name}: interrupted")
+    assert shown.rstrip().endswith(f"recipes.{name}: interrupted"), shown[-2000:]
