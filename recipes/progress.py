@@ -47,7 +47,8 @@ def _ticking(tqdm: type) -> type:
             super().__init__(*arguments, **options)
             _open.append(self)
             self.closed = threading.Event()
-            threading.Thread(target=self.tick, daemon=True).start()
+            self.ticker = threading.Thread(target=self.tick, daemon=True)
+            self.ticker.start()
 
         def tick(self) -> None:
             while not self.closed.wait(1.0):
@@ -55,8 +56,9 @@ def _ticking(tqdm: type) -> type:
                     self.refresh()
 
         def close(self) -> None:
-            if hasattr(self, "closed"):
+            if hasattr(self, "ticker"):
                 self.closed.set()
+                self.ticker.join()  # it may be drawing, and would after us
             if self in _open:
                 _open.remove(self)
             super().close()
