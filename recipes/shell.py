@@ -130,5 +130,7 @@ def _end(status: Any) -> NoReturn:
     """After an interrupt this is the end where TensorFlow Federated runs: it leaves threads that cannot be
     ended, and Python would abort or hang over them."""
     if status in (130, 128 + signal.SIGTERM) and "tensorflow_federated" in sys.modules:
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
+            sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status) from None
