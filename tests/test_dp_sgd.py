@@ -49,7 +49,7 @@ from recipes.dp_sgd import (
     tradeoff,
     training,
 )
-from recipes.dp_sgd.accounting import first_that_holds
+from recipes.dp_sgd.accounting import first_that_holds, rounded_up
 from recipes.dp_sgd.gradients import cross_entropy
 from recipes.dp_sgd.sampling import Sampler
 
@@ -997,13 +997,12 @@ def test_shipped_classifiers_are_as_accurate_and_as_private_as_they_say(name):
 
 
 def test_an_outlier_shows_without_privacy_and_not_with_it(monkeypatch):
-    for name, steps in (("PLAIN", 800), ("PRIVATE", 100)):  # half as many: enough to see it
-        monkeypatch.setattr(lesson, name, dataclasses.replace(getattr(lesson, name), steps=steps))
+    monkeypatch.setattr(lesson, "PLAIN", dataclasses.replace(lesson.PLAIN, steps=800))  # half: it shows
     odd = lesson.outlier(data.load("mnist", "embedded"), 1e-5, seeds=1)
     (there, gone), (private_there, private_gone) = odd.plain[0], odd.private[0]
     assert there > gone + 0.5
     assert abs(private_there - private_gone) < 0.3
-    assert odd.private_accuracy > 0.5
+    assert odd.private_accuracy > 0.6
     assert 0 < odd.epsilon < 3
 
 
@@ -1075,7 +1074,10 @@ def test_shuffled_training_states_bounds_and_no_poisson_figure():
     result = run(Config(data="embedded", steps=20, sampling="shuffle", audit_runs=0))
     assert result.sampling == "shuffle"
     assert result.epsilon_pld == result.epsilon_shuffle_high == pytest.approx(3.92, abs=0.005)
-    assert "0.302" not in report.describe(result)
+    poisson = rounded_up(epsilon(250 / 60_000, 1.1, 20, 1e-5))
+    assert len(poisson) > 3
+    assert poisson not in report.describe(result)
+    assert poisson in report.describe(run(Config(data="embedded", steps=20, audit_runs=0)))
 
 
 def test_groups_of_examples_cost_twice_the_noise():

@@ -1146,6 +1146,12 @@ def test_bad_input_gets_one_line_and_status_2(refused, arguments, said):
     assert said in refused("federated_averaging", *arguments.split())
 
 
+def test_a_record_is_not_written_into_a_pipe(python):
+    done = python("-m", "recipes.federated_averaging", "--json", "/dev/stdout")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is no regular file" in done.stderr
+
+
 def test_missing_data_are_the_environments_fault(python, tmp_path):
     proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     environment = os.environ | proxy | {"COOKBOOK_DATA": str(tmp_path), "COOKBOOK_MIRROR": ""}
