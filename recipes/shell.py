@@ -74,6 +74,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see recipes/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _stop_again
     _mend_streams()
     _begin_again_in_utf8()
     try:
@@ -95,6 +96,21 @@ def one_line_errors(program: str) -> Iterator[None]:
         _leave(program, said or str(error), 1)
     except ImportError as error:
         _leave(program, str(error), 1)
+
+
+def _stop_again(ignored: Any) -> None:
+    """An interrupt that meets Python in a weak reference's callback or in `__del__` is ignored there (in syft
+    that is one in nine): it comes again in a moment, outside of them."""
+    stop = ignored.exc_value
+
+    def again(*_: Any) -> NoReturn:
+        raise stop.with_traceback(None)
+
+    if isinstance(stop, (KeyboardInterrupt, SystemExit)):
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _mend_streams() -> None:
@@ -127,9 +143,11 @@ def _leave(program: str, message: str, status: int) -> None:
 
 
 def _end(status: Any) -> NoReturn:
-    """After an interrupt this is the end where TensorFlow Federated runs: it leaves threads that cannot be
-    ended, and Python would abort or hang over them."""
-    if status in (130, 128 + signal.SIGTERM) and "tensorflow_federated" in sys.modules:
+    """After an interrupt this is the end where TensorFlow Federated or syft runs: the one leaves threads that
+    cannot be ended, and Python would abort or hang over them; the other calls `exec`, and Python takes any
+    interrupt in that for one that nobody has caught."""
+    hasty = status in (130, 128 + signal.SIGTERM)
+    if hasty and {"tensorflow_federated", "syft"} & sys.modules.keys():
         with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
             sys.stdout.flush()
         os._exit(status)

@@ -106,6 +106,28 @@ def test_an_interrupt_while_numpy_is_loaded_ends_it_without_a_traceback():
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("by", "status", "said"),
+    [(signal.SIGINT, 130, "test: interrupted\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_an_interrupt_where_python_ignores_it_comes_again(python, by, status, said):
+    code = f"""
+import signal, time, weakref
+from recipes import shell
+class Thing: pass
+with shell.one_line_errors("test"):
+    thing = Thing()
+    watch = weakref.ref(thing, lambda _: signal.raise_signal({by.value}))
+    del thing
+    print("here", flush=True)
+    time.sleep(5)
+    print("and here")
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr, done.stdout) == (status, said, "here\n")
+
+
 RUNS = {
     "federated_averaging": ["--rounds", "400", "--no-table"],
     "private_prediction": ["--datasite"],
