@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the environment's fault (no data, no space, a package mis
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
@@ -150,5 +151,6 @@ def _end(status: Any) -> NoReturn:
     if hasty and {"tensorflow_federated", "syft"} & sys.modules.keys():
         with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
             sys.stdout.flush()
+        atexit._run_exitfuncs()  # TensorFlow deletes its files
         os._exit(status)
     raise SystemExit(status) from None

@@ -987,7 +987,7 @@ def test_no_worker_outlives_a_run_and_a_pipe_ends(root):
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_run_that_is_interrupted_leaves_no_worker(root, by):
+def test_a_run_that_is_interrupted_leaves_no_worker_and_no_file(root, tmp_path, by):
     process = subprocess.Popen(
         [*COMMAND, "--engine", "tff", "--data", "embedded", "--rounds", "50", "--no-table"],
         cwd=root,
@@ -995,8 +995,12 @@ def test_a_run_that_is_interrupted_leaves_no_worker(root, by):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     workers = wait_for_workers(process)
+    while not any(tmp_path.iterdir()):  # TensorFlow's, for the code that it makes
+        assert process.poll() is None
+        time.sleep(0.1)
     time.sleep(1)  # it has begun, and its threads cannot be ended
     process.send_signal(by)
     said, errors = process.communicate(timeout=20)
@@ -1005,6 +1009,7 @@ def test_a_run_that_is_interrupted_leaves_no_worker(root, by):
     assert not re.search("Traceback|terminate|FATAL", errors)  # TensorFlow may have said more as it started
     assert errors.endswith("recipes.federated_averaging: interrupted\n") or by == signal.SIGTERM
     assert not any(map(alive, workers))
+    assert not any(tmp_path.iterdir())
 
 
 def wait_for_workers(process: subprocess.Popen) -> list[psutil.Process]:
