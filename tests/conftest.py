@@ -92,6 +92,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 
     def call(recipe: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [recipe, *arguments])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back after the test
         with pytest.raises(SystemExit) as stop:
             importlib.import_module(f"recipes.{recipe}").main()
         printed, said = capfd.readouterr()

@@ -78,10 +78,10 @@ def test_every_picture_says_what_it_shows(source):
 
 
 SMALLER = {
-    "01_federated_averaging": {"ROUNDS": 5, "LIMIT": 20},
+    "01_federated_averaging": {"ROUNDS": 2, "LIMIT": 5},
     "03_private_prediction": {"IMAGES": 1000},
     "04_adversarial_robustness": {"ATTACKED": 10, "TABLE": 2},
-    "05_dp_sgd": {"RUNS": 40, "STEPS": 24, "SEEDS": 1, "IMAGES": 500},
+    "05_dp_sgd": {"RUNS": 20, "STEPS": 24, "SEEDS": 1, "IMAGES": 500},
 }
 """What is less work than what a reader sees, and enough to see that every cell runs."""
 

@@ -81,9 +81,10 @@ def test_bars_are_drawn_on_a_terminal_and_tick_while_nothing_moves():
 
 
 def test_where_nobody_looks_nothing_is_said(python):
-    done = python("-c", WORK)
+    work = WORK.replace("sleep(2.5)", "sleep(1.1)").replace("sleep(1.5)", "sleep(0.1)")  # one tick
+    done = python("-c", work)
     assert (done.stdout, done.stderr) == ("done\n", "")
-    shown, _ = on_a_terminal(sys.executable, "-c", WORK, TQDM_DISABLE="1")
+    shown, _ = on_a_terminal(sys.executable, "-c", work, TQDM_DISABLE="1")
     assert shown.split() == ["done"]
 
 
