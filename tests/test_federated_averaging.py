@@ -995,7 +995,7 @@ def test_a_run_that_is_interrupted_leaves_no_worker_and_no_file(root, tmp_path, 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""},
     )
     workers = wait_for_workers(process)
     while not any(tmp_path.iterdir()):  # TensorFlow's, for the code that it makes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -59,10 +60,12 @@ def tff_rounds(clients: Sequence[Examples], config: Config) -> Iterator[Round]:
 def tff_runtime(tff) -> Iterator[None]:
     """TFF's local runtime, whose `worker_binary` server ends with the block.
 
-    Left alone, that server outlives the program and holds its output open: a pipe never ends.
+    Left alone, that server outlives the program and holds its output open: a pipe never ends. And of the
+    code that TensorFlow makes, which it deletes, Python's bytecode would stay behind.
     """
     import psutil
 
+    wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     use_new_runtime = tff.backends.native.set_sync_local_cpp_execution_context
     use_new_runtime()
     try:
@@ -71,6 +74,7 @@ def tff_runtime(tff) -> Iterator[None]:
         use_new_runtime()  # TFF ends the server of a runtime that nothing refers to any more …
         raise
     finally:
+        sys.dont_write_bytecode = wrote_none
         for child in psutil.Process().children(recursive=True):
             if child.name() == "worker_binary":  # … but an exception on its way out may refer to it
                 child.kill()
