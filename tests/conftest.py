@@ -28,8 +28,8 @@ NUMBERED = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first: each takes minutes, and at the end one core would wait for the other."""
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    """Notebooks and Flower first: each takes a minute, and at the end one core would wait for the other."""
+    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_flower.py"))
 
 
 @pytest.fixture(scope="session")
