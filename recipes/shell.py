@@ -101,7 +101,7 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 def _stop_again(ignored: Any) -> None:
     """An interrupt that meets Python in a weak reference's callback or in `__del__` is ignored there (in syft
-    that is one in nine): it comes again in a moment, outside of them."""
+    about one in eight is): it comes again in a moment, outside of them."""
     stop = ignored.exc_value
 
     def again(*_: Any) -> NoReturn:

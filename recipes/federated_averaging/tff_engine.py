@@ -65,7 +65,7 @@ def tff_runtime(tff) -> Iterator[None]:
     """
     import psutil
 
-    wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     use_new_runtime = tff.backends.native.set_sync_local_cpp_execution_context
     use_new_runtime()
     try:
@@ -74,7 +74,7 @@ def tff_runtime(tff) -> Iterator[None]:
         use_new_runtime()  # TFF ends the server of a runtime that nothing refers to any more …
         raise
     finally:
-        sys.dont_write_bytecode = wrote_none
+        sys.dont_write_bytecode = no_bytecode
         for child in psutil.Process().children(recursive=True):
             if child.name() == "worker_binary":  # … but an exception on its way out may refer to it
                 child.kill()
